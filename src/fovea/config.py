@@ -1,0 +1,170 @@
+"""A recipe is a small YAML file; a `Run` is its resolved, validated, frozen form.
+
+`load_run("quickstart", ["steps=10", "rewards.iou=2"])` reads a built-in or a user's recipe, applies dotted
+overrides and validates. Unknown keys are refused with the nearest name. Nothing here knows what a task or a
+model is: names are checked where they are looked up.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fovea.types import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SamplingSection(Section):
+    """How replies are drawn."""
+
+    temperature: float = Field(1.0, gt=0, le=10, description="divides the logits while sampling")
+    max_new_tokens: int = Field(256, ge=1, description="longest reply, in tokens")
+
+
+class OptimizerSection(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(0.0, ge=0)
+    beta2: float = Field(0.999, gt=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this global norm")
+
+
+class AlgorithmSection(Section):
+    """Which advantages and which loss (`fovea.algorithms`)."""
+
+    name: str = Field("grpo", description="a name from `fovea.algorithms.ALGORITHMS`")
+    clip: float = Field(0.2, gt=0, lt=1, description="epsilon of the ratio clip")
+    updates_per_rollout: int = Field(1, ge=1, description="optimizer steps on the same completions (mu)")
+
+
+class EvaluationSection(Section):
+    """How often and how much the held-out split is measured."""
+
+    every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after")
+    n: int = Field(512, ge=1, description="held-out problems before and after")
+    during: int = Field(128, ge=1, description="validation problems in the evaluations on the way")
+    split: Literal["validation", "test"] = Field("test", description="split of the evaluation before and after")
+    samples: int = Field(0, ge=0, description="sampled replies a problem for pass@k before and after; 0: none")
+
+
+class Run(Section):
+    """Everything that decides a run. `run.json` holds it whole; equal runs write equal logs, times aside."""
+
+    recipe: str = Field("", description="where it came from (set by the loader)")
+    method: Literal["rl", "sft"] = "rl"
+    task: str = Field("digits/locate", description="a name from `fovea tasks list`; ignored when data is given")
+    data: str | None = Field(None, description="a JSONL file of problems")
+    validation_data: str | None = Field(None, description="held-out JSONL; default: every 10th line of data")
+    images: str | None = Field(None, description="folder that relative picture paths in data start from")
+    model: str = Field("fovea-tiny", description="'fovea-tiny', a folder, or a hub name (with download=true)")
+    download: bool = Field(False, description="allow fetching model files from the hub")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    freeze: tuple[Literal["vision", "text"], ...] = Field((), description="parts that are not trained")
+    instruction: str | None = Field(None, description="text appended to every question; default: the task's own")
+    rewards: dict[str, float] = Field(default_factory=dict, description="reward name to weight; empty: the task's own")
+    prompts: int = Field(16, ge=1, description="problems a step")
+    group: int = Field(8, ge=1, description="completions a problem (G)")
+    steps: int = Field(100, ge=0)
+    train_seconds: float | None = Field(None, gt=0, description="stop after so many seconds of training steps")
+    seed: int = Field(0, ge=0)
+    run_dir: str | None = Field(None, description="default: runs/RECIPE-seedSEED")
+    save_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only the last")
+    tokens_per_pass: int = Field(8192, ge=1, description="completion tokens in one forward and backward pass")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: what torch chooses")
+    sampling: SamplingSection = SamplingSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes shipped with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_run(recipe: str, overrides: list[str] | None = None) -> Run:
+    """Read a recipe (built-in name or path of a YAML file), apply `key=value` overrides, validate.
+
+    Raises UserError for a missing recipe, broken YAML, an unknown key or a bad value.
+    """
+    values = _read_recipe(recipe)
+    for override in overrides or []:
+        _apply(values, override)
+    values["recipe"] = values.get("recipe") or recipe
+    try:
+        return Run.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, recipe)) from None
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{recipe}.yaml"
+        if not path.is_file():
+            raise UserError(f"There is no recipe {recipe!r}{_nearest(recipe, recipe_names())}; "
+                            f"built-in recipes: {', '.join(recipe_names())}, or give the path of a .yaml file.")
+    if not path.is_file():
+        raise UserError(f"The recipe file {recipe} does not exist; `fovea recipes` lists the built-in ones.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{recipe} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{recipe} must hold `key: value` lines, not a {type(values).__name__}.")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one dotted `key=value`; the value is read as YAML (numbers, lists and null as in a recipe)."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r} is not an override; write key=value, for example steps=10.")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    node = values
+    *parents, last = key.split(".")
+    for name in parents:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise UserError(f"{key}: {name} is a single value and has no parts; write {name}=VALUE.")
+    node[last] = value
+
+
+def _explain(error: ValidationError, recipe: str) -> str:
+    """The first thing that is wrong, as one sentence with the fix."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" ({error.error_count() - 1} more problems)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        near = _nearest(str(first["loc"][-1]), known)
+        return f"Recipe {recipe}: there is no key {where!r}{near}; known: {', '.join(known)}.{more}"
+    return f"Recipe {recipe}: {where}={first.get('input')!r} is not allowed: {first['msg'].lower()}.{more}"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    model: Any = Run
+    for name in loc:
+        model = model.model_fields[name].annotation
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,165 @@
+"""The words of the project as data: what a problem, a completion, a group and a sample are.
+
+Light on purpose: no torch here, so that tasks, rewards and the viewer can be used without it.
+Everything is frozen, keyword-only and slotted; nothing here computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+
+class UserError(ValueError):
+    """The user's input is wrong. The message is one sentence: what, where, and the fix.
+
+    The command line prints it on standard error and exits with 2; no stack trace.
+    """
+
+
+class RunFailed(RuntimeError):
+    """A run went wrong although its input was right (non-finite loss, lost worker). Exit code 1."""
+
+
+# How a box's four numbers are to be read. A data set declares one, a model family has a native one.
+#   pixels       of the original picture
+#   resized      pixels of the picture as the processor resized it (Qwen2.5-VL)
+#   thousandths  0 to 1000 of width and height (Qwen3-VL)
+#   unit         0 to 1 of width and height
+BoxFrame = Literal["pixels", "resized", "thousandths", "unit"]
+
+AnswerKind = Literal["box", "text", "number", "choice"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Pictures, a question, and what is needed to check an answer. A pure function of (seed, i, difficulty).
+
+    Example: Problem(id="digits/locate:train:0:7", task="digits/locate", images=(picture,),
+    question="Where is the digit 3?", answer=(12, 8, 30, 31), kind="box")
+    """
+
+    id: str
+    """Unique within the task; enough to make the problem again (`task:split:seed:i`) or the data file's line."""
+    task: str
+    """Name of the task it came from, e.g. "digits/locate"."""
+    images: tuple[Image.Image, ...]
+    """RGB pictures in the order in which the prompt shows them (before the question). May be empty."""
+    question: str
+    """What is asked, without the chat template and without image placeholders."""
+    answer: Any
+    """The truth, plain JSON: a box (x1, y1, x2, y2) in *pixels of the original picture*, a number, a string."""
+    kind: AnswerKind
+    """How the truth is compared: which rewards apply and what `accuracy` means."""
+    frame: BoxFrame = "pixels"
+    """The frame in which `answer` and the model's reply are written. Tasks give "pixels"; `Prompt.problem`
+    holds the same problem in the frame that the model family speaks."""
+    difficulty: float = 0.0
+    """0 easiest to 1 hardest, as the task defines it."""
+    target: str | None = None
+    """The reply a teacher would give (for SFT), in the text form of `frame`; None where the task has none."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Anything the task wants to keep (never shown to the model). `meta["source"]`: file and line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """The distribution that every log-prob in the project is a log-prob of.
+
+    Example: Sampling(temperature=1.0, max_new_tokens=64)
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; 0 means greedy (log-probs are then those of temperature 1)."""
+    max_new_tokens: int = 64
+    """A completion that reaches it without an end token stops with `stop == "length"`."""
+    bans: tuple[int, ...] = ()
+    """Token ids that can never be sampled (logit -inf), besides the family's media tokens, always banned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One reply. `token_ids` includes the end token if one was sampled.
+
+    Example: Completion(token_ids=np.array([5, 9, 2]), log_probs=np.array([-.1, -.2, -.01]),
+    text="<answer>3</answer>", stop="eos")
+    """
+
+    token_ids: np.ndarray
+    """int64 [T], T >= 1."""
+    log_probs: np.ndarray
+    """float32 [T], of the `Sampling` distribution."""
+    text: str
+    """Decoded without the end token. Hostile text: never eval'd, always escaped when rendered."""
+    stop: Literal["eos", "length"]
+    """Why it stopped."""
+    variant: str = "clean"
+    """Under which prompt variant it was sampled (an intervention may show another picture)."""
+    policy_version: int = 0
+    """How many updates the sampling weights had seen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """G completions of one problem and their rewards by part."""
+
+    problem: Problem
+    """In the frame of the model (see `Prompt.problem`)."""
+    prompt: Any
+    """The `fovea.models.Prompt` (token ids, positions, pixels). Any, because this floor has no torch."""
+    completions: tuple[Completion, ...]
+    rewards: np.ndarray
+    """float64 [G], the weighted sum."""
+    parts: dict[str, np.ndarray]
+    """Reward name -> float64 [G], before weighting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """What the update needs of one completion."""
+
+    sampled_prompt: Any
+    """Prompt it was sampled under."""
+    trained_prompt: Any
+    """Prompt it is trained under; differs only under an intervention. Samples with the identical object share it."""
+    token_ids: np.ndarray
+    """int64 [T]."""
+    old_log_probs: np.ndarray
+    """float32 [T], of the sampling policy."""
+    weights: np.ndarray
+    """float32 [T], loss mask (0 or 1; a truncated completion may be masked out)."""
+    advantage: np.ndarray
+    """float32 [T], per-token advantage (constant along a completion in GRPO)."""
+    group: int
+    """Index of the group in the step."""
+
+
+class Reward(Protocol):
+    """Text and problem in, a number out (usually 0 to 1). Deterministic, never raises on any text."""
+
+    def __call__(self, text: str, problem: Problem) -> float: ...
+
+
+class Task(Protocol):
+    """An endless or finite source of problems."""
+
+    name: str
+    kind: AnswerKind
+    chance: float
+    """Accuracy of the best guesser that does not look, measured or derived (0 to 1)."""
+
+    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
+        """The next `n` problems and the next cursor. Problem i depends on (seed, i) alone."""
+        ...
+
+
+class Observer(Protocol):
+    """Something that watches a run: the terminal display, a tracker. Never changes it."""
+
+    def start(self, run: dict[str, Any]) -> None: ...
+    def step(self, metrics: dict[str, Any], shown: list[dict[str, Any]]) -> None: ...
+    def evaluation(self, record: dict[str, Any]) -> None: ...
+    def finish(self, result: dict[str, Any]) -> None: ...
