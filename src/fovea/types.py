@@ -31,7 +31,7 @@ class RunFailed(RuntimeError):
 #   unit         0 to 1 of width and height
 BoxFrame = Literal["pixels", "resized", "thousandths", "unit"]
 
-AnswerKind = Literal["box", "text", "number", "choice"]
+AnswerKind = Literal["box", "text", "number", "choice", "objects"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,8 @@ class Problem:
     question: str
     """What is asked, without the chat template and without image placeholders."""
     answer: Any
-    """The truth, plain JSON: a box (x1, y1, x2, y2) in *pixels of the original picture*, a number, a string."""
+    """The truth, plain JSON: a box (x1, y1, x2, y2) in *pixels of the original picture*, a number, a
+    string, or for "objects" a list of {"bbox_2d": box, "label": text}."""
     kind: AnswerKind
     """How the truth is compared: which rewards apply and what `accuracy` means."""
     frame: BoxFrame = "pixels"
@@ -130,7 +131,7 @@ class Sample:
     old_log_probs: np.ndarray
     """float32 [T], of the sampling policy."""
     weights: np.ndarray
-    """float32 [T], loss mask (0 or 1; a truncated completion may be masked out)."""
+    """float32 [T], the loss weight of every token: mask over the algorithm's denominator."""
     advantage: np.ndarray
     """float32 [T], per-token advantage (constant along a completion in GRPO)."""
     group: int

@@ -1,0 +1,59 @@
+"""Boxes have a declared frame; this is the one place that converts between frames and writes them as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fovea.types import BoxFrame
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+# In a target text a box stands as {box:12,8,30,31}, in pixels of the original picture, until the frame is known.
+_PLACE = re.compile(r"\{box:(-?[\d.]+),(-?[\d.]+),(-?[\d.]+),(-?[\d.]+)\}")
+
+
+def scale(frame: BoxFrame, size: Size, resized: Size) -> tuple[float, float]:
+    """Width and height of a whole picture in `frame`. `resized`: what the processor made of `size`."""
+    whole = {"pixels": size, "resized": resized, "thousandths": (1000, 1000), "unit": (1, 1)}
+    width, height = whole[frame]
+    return float(width), float(height)
+
+
+def convert(box: Sequence[float], source: BoxFrame, target: BoxFrame, size: Size, resized: Size) -> tuple[float, ...]:
+    """(x1, y1, x2, y2) from one frame to another; exact up to float rounding, no clipping."""
+    sx, sy = scale(source, size, resized)
+    tx, ty = scale(target, size, resized)
+    x1, y1, x2, y2 = box
+    return x1 * tx / sx, y1 * ty / sy, x2 * tx / sx, y2 * ty / sy
+
+
+def place(box: Sequence[float]) -> str:
+    """The placeholder of a pixel box in a target text."""
+    return "{box:" + ",".join(f"{value:g}" for value in box) + "}"
+
+
+def write(box: Sequence[float], frame: BoxFrame) -> str:
+    """As models write it: whole numbers, except in the unit frame (three decimals)."""
+    numbers = [f"{value:.3f}" for value in box] if frame == "unit" else [str(round(value)) for value in box]
+    return "[" + ", ".join(numbers) + "]"
+
+
+def fill(text: str, to_frame: Callable[[tuple[float, ...]], tuple[float, ...]], frame: BoxFrame) -> str:
+    """Replace every placeholder in `text` by the box in `frame`."""
+
+    def replace(match: re.Match[str]) -> str:
+        return write(to_frame(tuple(float(value) for value in match.groups())), frame)
+
+    return _PLACE.sub(replace, text)
+
+
+def convert_answer(answer: Any, kind: str, to_frame: Callable[[Sequence[float]], tuple[float, ...]]) -> Any:
+    """The truth of a problem in another frame: boxes are converted, everything else is returned as it is."""
+    if kind == "box":
+        return to_frame(answer)
+    if kind == "objects":
+        return [{**thing, "bbox_2d": to_frame(thing["bbox_2d"])} for thing in answer]
+    return answer

@@ -1,0 +1,230 @@
+"""The default engine: each prompt is prefilled once, its G completions are decoded against the shared prefix.
+
+Sampling is inverse-CDF with one uniform number per (seed, step, draw, problem, sample, token) from a
+counter-based hash, so a reply depends on what else is in the batch only through float rounding. Finished rows
+leave the decode batch, and prompts without rows leave too. Not here: what the rewards think of the replies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fovea.models.adapter import Prompt
+from fovea.models.attention import DecodePlan, slots
+from fovea.models.policy import Policy
+from fovea.models.shared_prefix import Prefix, prefill, sampling_logits
+from fovea.types import Completion, Sampling
+
+# Rows leave once so large a share of the batch is finished: a compaction copies the keys, a finished row
+# costs a step.
+_LEAVE_AT = 1 / 8
+_FIRST_CAPACITY = 32
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+class SharedPrefillEngine:
+    """Samples with the policy's own weights."""
+
+    def __init__(
+        self, policy: Policy, *, rows_at_once: int = 512, prefix_tokens_at_once: int = 65536
+    ) -> None:
+        """Prompts are taken together while rows and prompt tokens stay within the two bounds."""
+        self._policy = policy
+        self._rows = rows_at_once
+        self._prefix_tokens = prefix_tokens_at_once
+
+    def load_weights(self, policy: Policy) -> None:
+        """The weights are shared with the policy; only the policy itself can change."""
+        self._policy = policy
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        group: int,
+        sampling: Sampling,
+        *,
+        seed: tuple[int, int],
+        draw: int = 0,
+    ) -> list[tuple[Completion, ...]]:
+        """`group` completions for each prompt, in order; log-probs are of the `Sampling` distribution."""
+        done: list[tuple[Completion, ...]] = []
+        with torch.no_grad():
+            for together in self._batches(prompts, group):
+                done.extend(_generate(self._policy, together, group, sampling, (*seed, draw)))
+        return done
+
+    def _batches(self, prompts: Sequence[Prompt], group: int) -> list[list[Prompt]]:
+        batches: list[list[Prompt]] = []
+        tokens = 0
+        for prompt in prompts:
+            tokens += len(prompt.token_ids)
+            full = batches and (len(batches[-1]) + 1) * group > self._rows
+            if not batches or full or tokens > self._prefix_tokens:
+                batches.append([])
+                tokens = len(prompt.token_ids)
+            batches[-1].append(prompt)
+        return batches
+
+
+# ---------------------------------------------------------------- the decode loop
+
+
+def _generate(
+    policy: Policy, prompts: list[Prompt], group: int, sampling: Sampling, seed: tuple[int, int, int]
+) -> list[tuple[Completion, ...]]:
+    device, family, model = policy.device, policy.family, policy.model
+    # rows of one distinct prompt must stand together; identical objects share their prefix
+    prefix = prefill(policy, prompts)
+    order = sorted(range(len(prompts)), key=prefix.index.__getitem__)
+    rows = [(i, sample) for i in order for sample in range(group)]
+    row_prompt = [prefix.index[i] for i, _ in rows]
+    plan = decode_plan(prefix, row_prompt, min(_FIRST_CAPACITY, sampling.max_new_tokens))
+    keys = row_keys([prompts[i].problem.id for i, _ in rows], [sample for _, sample in rows], seed)
+    start = torch.tensor([prompts[i].next_position for i, _ in rows], device=device)
+    bans = torch.tensor(policy.bans(sampling), device=device)
+    ends = torch.tensor(policy.eos_ids, device=device)
+    text, head, embed = family.text_model(model), family.lm_head(model), model.get_input_embeddings()
+
+    said: list[tuple[Tensor, Tensor, Tensor]] = []
+    live = torch.arange(len(rows), device=device)
+    hidden = prefix.last_hidden.index_select(0, torch.tensor(row_prompt, device=device))
+    finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    for step in range(sampling.max_new_tokens):
+        logits = sampling_logits(head(hidden), sampling, bans)
+        tokens, log_probs = choose(logits, sampling, keys, step)
+        said.append((live, tokens, log_probs))
+        finished |= torch.isin(tokens, ends)
+        n_finished = int(finished.sum())
+        if n_finished == len(live) or step + 1 == sampling.max_new_tokens:
+            break
+        if n_finished >= _LEAVE_AT * len(live):
+            stay = torch.nonzero(~finished)[:, 0]
+            live, tokens, start = live[stay], tokens[stay], start[stay]
+            kept = stay.cpu().numpy()
+            keys = keys[kept]
+            plan.keep(stay, [row_prompt[i] for i in kept])
+            row_prompt = _renumber([row_prompt[i] for i in kept])
+            finished = torch.zeros(len(live), dtype=torch.bool, device=device)
+        if plan.step == plan.own_keys[0].shape[2]:
+            plan.reserve(min(2 * plan.step, sampling.max_new_tokens))
+        hidden = text(
+            inputs_embeds=embed(tokens)[None],
+            position_ids=(start + step).expand(3, 1, -1),
+            use_cache=False,
+            shared_prefix=plan,
+        ).last_hidden_state[0]
+        plan.step += 1
+    return _completions(policy, prompts, rows, said)
+
+
+def _renumber(row_prompt: Sequence[int]) -> list[int]:
+    live = {prompt: i for i, prompt in enumerate(sorted(set(row_prompt)))}
+    return [live[prompt] for prompt in row_prompt]
+
+
+def decode_plan(prefix: Prefix, row_prompt: Sequence[int], capacity: int) -> DecodePlan:
+    """The key/value store for rows (ascending by prompt) with room for `capacity` own tokens."""
+    lengths = [keys.shape[2] for keys in prefix.keys[0]]
+    example = prefix.keys[0][0]
+    longest, device = max(lengths), example.device
+    mask = None
+    if min(lengths) < longest:
+        beyond = torch.arange(longest, device=device) >= torch.tensor(lengths, device=device)[:, None]
+        mask = torch.zeros(beyond.shape, dtype=example.dtype, device=device).masked_fill_(beyond, -torch.inf)
+        mask = mask[:, None, None]
+
+    def padded(layer: Sequence[Tensor]) -> Tensor:
+        return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[2])) for x in layer])
+
+    def room() -> list[Tensor]:
+        shape = (len(row_prompt), example.shape[1], capacity, example.shape[3])
+        return [example.new_empty(shape) for _ in prefix.keys]
+
+    slot, width = slots(row_prompt, device)
+    return DecodePlan(
+        prefix_keys=[padded(layer) for layer in prefix.keys],
+        prefix_values=[padded(layer) for layer in prefix.values],
+        prefix_mask=mask,
+        own_keys=room(),
+        own_values=room(),
+        slot=slot,
+        width=width,
+    )
+
+
+def _completions(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    rows: Sequence[tuple[int, int]],
+    said: Sequence[tuple[Tensor, Tensor, Tensor]],
+) -> list[tuple[Completion, ...]]:
+    """Cut each row after its first end token. `said`: per step the live rows, their tokens and log-probs."""
+    tokens = np.full((len(rows), len(said)), -1, dtype=np.int64)
+    log_probs = np.zeros((len(rows), len(said)), dtype=np.float32)
+    for step, (live, step_tokens, step_log_probs) in enumerate(said):
+        index = live.cpu().numpy()
+        tokens[index, step] = step_tokens.cpu().numpy()
+        log_probs[index, step] = step_log_probs.float().cpu().numpy()
+    ended = np.isin(tokens, policy.eos_ids)
+    by_prompt: list[list[Completion]] = [[] for _ in prompts]
+    for row, (prompt, _) in enumerate(rows):
+        stopped = bool(ended[row].any())
+        length = int(ended[row].argmax()) + 1 if stopped else len(said)
+        by_prompt[prompt].append(
+            Completion(
+                token_ids=tokens[row, :length].copy(),
+                log_probs=log_probs[row, :length].copy(),
+                text=policy.decode(tokens[row, :length]),
+                stop="eos" if stopped else "length",
+                policy_version=policy.version,
+            )
+        )
+    return [tuple(group) for group in by_prompt]
+
+
+# ---------------------------------------------------------------- choosing a token
+
+
+def choose(logits: Tensor, sampling: Sampling, keys: np.ndarray, token: int) -> tuple[Tensor, Tensor]:
+    """(tokens [B] long, log_probs [B]) for `sampling_logits` [B, V]; `keys` [B] from `row_keys`.
+
+    Inverse CDF in float64: the first token whose cumulated probability exceeds u. Its probability is then >
+    0.
+    """
+    lse = logits.logsumexp(-1, keepdim=True)
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1, keepdim=True)
+    else:
+        cumulated = (logits - lse).exp_().cumsum(-1, dtype=torch.float64)
+        u = torch.from_numpy(uniforms(keys, token)).to(logits.device)[:, None]
+        tokens = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
+    return tokens[:, 0], (logits.gather(-1, tokens) - lse)[:, 0]
+
+
+def row_keys(problems: Sequence[str], samples: Sequence[int], seed: tuple[int, int, int]) -> np.ndarray:
+    """uint64 [B]: one counter key per (seed, step, draw, problem id, sample), stable across processes."""
+    bases = {name: _digest(f"{seed[0]}|{seed[1]}|{seed[2]}|{name}") for name in set(problems)}
+    base = np.array([bases[name] for name in problems], dtype=np.uint64)
+    return _splitmix64(base + _GAMMA * (np.array(samples, dtype=np.uint64) + np.uint64(1)))
+
+
+def uniforms(keys: np.ndarray, token: int) -> np.ndarray:
+    """float64 [B] in [0, 1 - 2^-52]: the noise of each row's `token`-th token."""
+    counter = np.full_like(keys, token + 1) * _GAMMA
+    return (_splitmix64(keys + counter) >> np.uint64(12)).astype(np.float64) * 2.0**-52
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    """Finaliser of Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,9 @@
+"""Model families behind one small adapter, the policy, and the shared prefix."""
+
+from __future__ import annotations
+
+from fovea.models.adapter import Family, Prompt
+from fovea.models.policy import FAMILIES, Policy, load_policy
+from fovea.models.shared_prefix import Prefix, backward, prefill, score
+
+__all__ = ["FAMILIES", "Family", "Policy", "Prefix", "Prompt", "backward", "load_policy", "prefill", "score"]

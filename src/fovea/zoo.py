@@ -1,0 +1,354 @@
+"""How the embedded model `fovea-tiny` is made: `fovea zoo build tiny`. Seeded, resumable, no downloads.
+
+Three stages, because a tiny model trained on questions alone learns the answer format long before it looks:
+
+1. `vision`: the vision tower alone, with dense labels for every merged token (is a thing's centre here, which
+   one, its colour, its box), through a linear head that is thrown away.
+2. `describe`: the whole model names every thing with its box.
+3. `skills`: short questions mixed with descriptions, by the published `MIXTURE`.
+
+No wrong labels are planted and nothing is stopped early. Only the train split of digits and backgrounds is used.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fovea.models.construct import build_processor, build_tokenizer, model_config, random_model
+from fovea.boxes import convert, fill
+from fovea.tasks import corpus, open_task
+from fovea.tasks.scenes import COLORS, SHAPES, Scene, compose, digit_stamps, generator, shape_stamps
+from fovea.types import Problem, UserError
+
+FAMILY = "qwen3_vl"
+PATCH = 8
+CELL = 2 * PATCH  # pixels of one merged token
+SIZES = {
+    "vocab_size": 1024,
+    "text_layers": 4,
+    "text_width": 256,
+    "text_mlp": 512,
+    "vision_layers": 6,
+    "vision_width": 128,
+    "vision_mlp": 512,
+    "patch_size": PATCH,
+    "position_grid": 16,
+    "deepstack": (2,),
+    "initializer_range": 0.05,  # the usual 0.02 is for wide models; narrow ones start too slowly with it
+}
+DESCRIBE = {"digits/describe": 0.6, "shapes/describe": 0.4}
+"""Share of every task in the `describe` stage."""
+MIXTURE = {
+    "digits/describe": 0.36,
+    "shapes/describe": 0.14,
+    "digits/read": 0.16,
+    "digits/count": 0.10,
+    "shapes/count": 0.10,
+    "shapes/locate": 0.10,
+    "digits/locate": 0.04,
+}
+"""Share of every task in the `skills` stage. What the quickstart asks for is rare on purpose: RL needs something
+to draw out. `printed/locate` is never trained."""
+CLASSES = (*map(str, range(10)), *SHAPES)
+
+
+def new_tiny(seed: int) -> tuple[Any, Any]:
+    """(model, processor) of the embedded architecture with fresh weights."""
+    tokenizer = build_tokenizer(corpus(seed), SIZES["vocab_size"])
+    processor = build_processor(FAMILY, tokenizer, patch_size=PATCH, min_pixels=32 * 32, max_pixels=320 * 320)
+    return random_model(model_config(FAMILY, tokenizer, **SIZES), seed), processor
+
+
+# --- stage 1: the vision tower alone ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseTargets:
+    """Labels of merged tokens, flat over a batch of pictures in raster order (N tokens)."""
+
+    present: torch.Tensor
+    """float32 [N], 1 where a thing's centre lies in the cell."""
+    kind: torch.Tensor
+    """int64 [N], index into CLASSES; -100 where nothing is."""
+    color: torch.Tensor
+    """int64 [N], index into COLORS; -100 for digits and empty cells."""
+    box: torch.Tensor
+    """float32 [N, 4], corners relative to the cell's centre, in cells."""
+
+
+def vision_scene(seed: int, index: int, split: str = "train") -> Scene:
+    """Picture `index` of the vision stage: 70 % digits, 30 % shapes, crowded because every thing is a label."""
+    rng = generator("zoo-vision", split, seed, index)
+    stamps = digit_stamps if rng.random() < 0.7 else shape_stamps
+    side = int(generator("zoo-size", seed, index // 64).choice([48, 64, 64, 64, 64, 64, 64, 80, 96]))
+    count = int(rng.integers(2, 7)) if side >= 64 else int(rng.integers(1, 4))
+    return compose(rng, stamps(split), count, split=split, size=(side, side), side=(12, 26))
+
+
+def dense_targets(scenes: list[Scene]) -> DenseTargets:
+    present, kind, color, box = [], [], [], []
+    for scene in scenes:
+        columns, rows = scene.image.width // CELL, scene.image.height // CELL
+        p, k = np.zeros(rows * columns, np.float32), np.full(rows * columns, -100)
+        c, b = np.full(rows * columns, -100), np.zeros((rows * columns, 4), np.float32)
+        for thing in scene.things:
+            x1, y1, x2, y2 = thing.box
+            column, row = int((x1 + x2) / 2 // CELL), int((y1 + y2) / 2 // CELL)
+            cell = row * columns + column
+            words = thing.label.split()
+            p[cell], k[cell] = 1, CLASSES.index(words[-1])
+            if len(words) == 2:
+                c[cell] = list(COLORS).index(words[0])
+            b[cell] = np.array(thing.box, np.float32) / CELL - (np.array([column, row, column, row]) + 0.5)
+        present.append(p), kind.append(k), color.append(c), box.append(b)
+    return DenseTargets(
+        present=torch.from_numpy(np.concatenate(present)),
+        kind=torch.from_numpy(np.concatenate(kind)),
+        color=torch.from_numpy(np.concatenate(color)),
+        box=torch.from_numpy(np.concatenate(box)),
+    )
+
+
+def dense_loss(features: torch.Tensor, head: torch.nn.Linear, targets: DenseTargets) -> tuple[torch.Tensor, dict[str, float]]:
+    out = head(features)
+    present, kind, color, box = out.split([1, len(CLASSES), len(COLORS), 4], dim=-1)
+    here = targets.present > 0
+    loss_present = F.binary_cross_entropy_with_logits(present[:, 0], targets.present)
+    loss_kind = F.cross_entropy(kind[here], targets.kind[here])
+    colored = targets.color >= 0
+    loss_color = F.cross_entropy(color[colored], targets.color[colored]) if colored.any() else kind.sum() * 0
+    error = (box[here] - targets.box[here]).abs()
+    with torch.no_grad():
+        digits = here & (targets.kind < 10)
+        shapes = here & (targets.kind >= 10)
+        report = {
+            "digits": (kind[digits].argmax(-1) == targets.kind[digits]).float().mean().item(),
+            "shapes": (kind[shapes].argmax(-1) == targets.kind[shapes]).float().mean().item(),
+            "colors": (color[colored].argmax(-1) == targets.color[colored]).float().mean().item(),
+            "present": ((present[:, 0] > 0) == here).float().mean().item(),
+            "box_pixels": error.mean().item() * CELL,
+        }
+    return loss_present + loss_kind + 0.5 * loss_color + error.mean() * 2, report
+
+
+def _pixels(processor: Any, scenes: list[Scene]) -> Any:
+    return processor.image_processor(images=[scene.image for scene in scenes], return_tensors="pt")
+
+
+def vision_batches(seed: int, start: int, batch: int) -> Iterator[list[Scene]]:
+    """Batches of pictures; the size is constant in blocks of 64, so a batch that divides 64 has one size."""
+    index = start
+    while True:
+        yield [vision_scene(seed, index + i) for i in range(batch)]
+        index += batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """How long and how fast a stage trains."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warmup: int = 100
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, then linear decay to a twentieth at the end."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        return self.learning_rate * (1 - 0.95 * (step - self.warmup) / max(1, self.steps - self.warmup))
+
+
+@dataclass(slots=True)
+class Trainer:
+    """Optimizer, step counter and log of one stage; saved every `save_every` steps, resumed when present."""
+
+    folder: Path
+    name: str
+    stage: Stage
+    modules: dict[str, torch.nn.Module]
+    save_every: int = 200
+    step: int = 0
+    optimizer: Any = None
+
+    def __post_init__(self) -> None:
+        parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            saved = torch.load(self.path, weights_only=True)
+            self.step = saved["step"]
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for name, module in self.modules.items():
+                module.load_state_dict(saved["modules"][name])
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.name}.pt"
+
+    def save(self) -> None:
+        state = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    def apply(self, loss: torch.Tensor) -> None:
+        """One optimizer step on `loss`."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.stage.rate(self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.step % self.save_every == 0 or self.step == self.stage.steps:
+            self.save()
+
+    def log(self, **values: Any) -> None:
+        line = {"stage": self.name, "step": self.step, **{k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}}
+        print(json.dumps(line), flush=True)
+        with (self.folder / "build.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def teach_vision(model: Any, processor: Any, folder: Path, seed: int, stage: Stage) -> None:
+    """Stage 1. Only `model.model.visual` changes; its DeepStack output is taught through the same head."""
+    visual = model.model.visual
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = torch.nn.Linear(visual.config.out_hidden_size, 1 + len(CLASSES) + len(COLORS) + 4)
+    trainer = Trainer(folder, "vision", stage, {"visual": visual, "head": head})
+    batches = vision_batches(seed, trainer.step * stage.batch, stage.batch)
+    began = time.time()
+    while trainer.step < stage.steps:
+        scenes = next(batches)
+        inputs = _pixels(processor, scenes)
+        out = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        targets = dense_targets(scenes)
+        loss, report = dense_loss(out.pooler_output, head, targets)
+        for features in out.deepstack_features:
+            loss = loss + 0.3 * dense_loss(features, head, targets)[0]
+        trainer.apply(loss)
+        if trainer.step % 100 == 0:
+            trainer.log(loss=loss.item(), seconds=time.time() - began, **report)
+        if trainer.step % 1000 == 0 or trainer.step == stage.steps:
+            trainer.log(validation=vision_validation(visual, processor, head, seed))
+
+
+@torch.no_grad()
+def vision_validation(visual: Any, processor: Any, head: torch.nn.Linear, seed: int, n: int = 256) -> dict[str, float]:
+    """The vision report on digits and backgrounds of the validation split."""
+    scenes = [vision_scene(seed, index, "validation") for index in range(n)]
+    features = []
+    for scene in scenes:
+        inputs = _pixels(processor, [scene])
+        features.append(visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output)
+    return {k: round(v, 4) for k, v in dense_loss(torch.cat(features), head, dense_targets(scenes))[1].items()}
+
+
+# --- stages 2 and 3: the whole model ----------------------------------------------------------------------
+
+
+def mixed_problem(mixture: dict[str, float], stage: str, seed: int, index: int) -> Problem:
+    """Problem `index` of a stage: the task by its share, then that task's problem."""
+    names = list(mixture)
+    share = np.array([mixture[name] for name in names])
+    name = names[int(generator("zoo", stage, seed, index).choice(len(names), p=share / share.sum()))]
+    return open_task(name, "train", seed + 1).take(index, 1)[0][0]
+
+
+def reply(problem: Problem) -> str:
+    """The teacher's reply in the family's frame (thousandths)."""
+    size = problem.images[0].size
+    return fill(problem.target or "", lambda box: convert(box, "pixels", "thousandths", size, size), "thousandths")
+
+
+def language_batch(processor: Any, problems: list[Problem]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """(model inputs, labels [B, T]) with -100 everywhere but on the reply and its end token."""
+    texts = []
+    for problem in problems:
+        content = [*({"type": "image"} for _ in problem.images), {"type": "text", "text": problem.question}]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": reply(problem)}]
+        texts.append(processor.apply_chat_template(messages).removesuffix("\n"))
+    images = [[image for image in problem.images] for problem in problems]
+    inputs = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+    tokenizer = processor.tokenizer
+    header = len(tokenizer("assistant\n")["input_ids"])
+    begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    labels = inputs["input_ids"].clone()
+    for row in labels:
+        start = int((row == begin).nonzero()[-1]) + 1 + header
+        row[:start] = -100
+    labels[inputs["attention_mask"] == 0] = -100
+    return dict(inputs), labels
+
+
+def teach_language(
+    model: Any, processor: Any, folder: Path, seed: int, name: str, mixture: dict[str, float], stage: Stage
+) -> None:
+    """Stages 2 and 3: next-token cross-entropy on the replies, mean over their tokens; all weights move."""
+    trainer = Trainer(folder, name, stage, {"model": model})
+    began = time.time()
+    while trainer.step < stage.steps:
+        first = trainer.step * stage.batch
+        problems = [mixed_problem(mixture, name, seed, first + i) for i in range(stage.batch)]
+        inputs, labels = language_batch(processor, problems)
+        hidden = model.model(**inputs).last_hidden_state[:, :-1]
+        wanted = labels[:, 1:]
+        logits = model.lm_head(hidden[wanted >= 0])
+        loss = F.cross_entropy(logits, wanted[wanted >= 0])
+        trainer.apply(loss)
+        if trainer.step % 50 == 0:
+            right = (logits.argmax(-1) == wanted[wanted >= 0]).float().mean()
+            trainer.log(loss=loss.item(), tokens_right=right.item(), seconds=time.time() - began)
+
+
+STAGES = {
+    "vision": Stage(steps=4000, batch=32, learning_rate=1e-3),
+    "describe": Stage(steps=600, batch=48, learning_rate=1e-3),
+    "skills": Stage(steps=600, batch=48, learning_rate=5e-4),
+}
+
+
+def build_tiny(out: Path, work: Path, seed: int = 0, stages: dict[str, Stage] | None = None) -> dict[str, Any]:
+    """All stages, resumed from `work` where it holds them; writes the model and its processor to `out`."""
+    stages = stages or STAGES
+    model, processor = new_tiny(seed)
+    began = time.time()
+    model.train()  # no dropout anywhere; only for gradient bookkeeping
+    teach_vision(model, processor, work, seed, stages["vision"])
+    teach_language(model, processor, work, seed, "describe", DESCRIBE, stages["describe"])
+    teach_language(model, processor, work, seed, "skills", MIXTURE, stages["skills"])
+    model.eval().save_pretrained(out)
+    processor.save_pretrained(out)
+    record = {
+        "name": "fovea-tiny",
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "stages": {name: asdict(stage) for name, stage in stages.items()},
+        "mixtures": {"describe": DESCRIBE, "skills": MIXTURE},
+        "command": f"fovea zoo build tiny --seed {seed}",
+        "seconds": round(time.time() - began, 1),
+    }
+    (out / "build.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def build(name: str, out: Path, seed: int = 0) -> dict[str, Any]:
+    """`fovea zoo build NAME`. Raises UserError for a name that is not in the zoo."""
+    if name != "tiny":
+        raise UserError(f"There is no model {name!r} in the zoo; known: tiny.")
+    return build_tiny(out, out.with_name(f"{out.name}-build"), seed)

@@ -1,0 +1,128 @@
+"""Recipes: overrides, refusals with the nearest name, and that a refusal is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from fovea.config import RECIPES, Run, load_run, nearest, recipe_names
+from fovea.types import UserError
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "mine.yaml"
+    rewards, optimizer = "rewards: {numeric: 1, format: 0.1}", "optimizer:\n  learning_rate: 5e-5"
+    path.write_text(f"task: digits/count\nsteps: 7\n{rewards}\n{optimizer}\n")
+    return str(path)
+
+
+def test_a_file_and_its_overrides(recipe: str) -> None:
+    run = load_run(
+        recipe, ["steps=10", "rewards.format=2", "optimizer.beta2=0.95", "data=", "sampling.temperature=0.7"]
+    )
+    assert (run.recipe, run.task, run.steps, run.data) == (recipe, "digits/count", 10, None)
+    assert run.rewards == {"numeric": 1.0, "format": 2.0}
+    assert (run.optimizer.learning_rate, run.optimizer.beta2) == (5e-5, 0.95)  # YAML 1.1 reads 5e-5 as a text
+    assert run.sampling.temperature == 0.7
+    assert Run.model_validate(run.model_dump()) == run
+    assert Run.model_validate_json(run.model_dump_json()) == run
+    with pytest.raises(ValidationError):
+        run.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("run_dir=2025-01-31", "run_dir", "2025-01-31"),  # a name, not a date
+        ("run_dir=2025-13-45", "run_dir", "2025-13-45"),  # not even a date
+        ("images=7", "images", "7"),
+        ("freeze=vision", "freeze", ("vision",)),
+        ("freeze=[vision, text]", "freeze", ("vision", "text")),
+        ("instruction=a: b: c", "instruction", "a: b: c"),  # broken YAML is text
+        ("data=null", "data", None),
+        ("model=a=b", "model", "a=b"),
+    ],
+)
+def test_overrides_are_read_as_meant(recipe: str, override: str, key: str, value: object) -> None:
+    assert getattr(load_run(recipe, [override]), key) == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("step=3", r"'step' \(did you mean 'steps'\?\)"),
+        ("learning_rate=1", "did you mean 'optimizer.learning_rate'"),
+        ("max_tokens=9", "did you mean 'sampling.max_new_tokens'"),
+        ("sampling.temprature=1", r"'sampling.temprature' \(did you mean 'temperature'\?\)"),
+        ("optimizer=3", "write optimizer.learning_rate=VALUE"),
+        ("rewards=3", "write rewards.NAME=VALUE"),
+        ("steps.x=1", "steps is a single value"),
+        ("steps", "write key=value"),
+        ("=3", "write key=value"),
+        ("steps=many", "steps='many' is not allowed"),
+        ("steps=-1", "greater than or equal to 0"),
+        ("sampling.temperature=0", "greater than 0"),
+        ("optimizer.learning_rate=.inf", "finite"),
+        ("rewards.numeric=.nan", "finite"),
+        ("rewards.numeric=1e999", "finite"),
+        ("freeze=[ears]", "'vision' or 'text'"),
+        ("evaluation.split=train", "'validation' or 'test'"),
+    ],
+)
+def test_refusals_are_one_line_that_names_the_place(recipe: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_run(recipe, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: [", "not valid YAML"),
+        ("steps: 2024-13-45", "not valid YAML"),
+        ("- steps", "must hold `key: value` lines, not a list"),
+        ("stepz: 3\nseeed: 4\n", r"1 more problem"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("steps: \x00", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_run(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert load_run(str(path)) == Run(recipe=str(path))
+
+
+def test_missing_recipes() -> None:
+    with pytest.raises(UserError, match="There is no recipe 'nonesuch'"):
+        load_run("nonesuch")
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_run("nowhere.yaml")
+
+
+def test_built_in_recipes_are_valid() -> None:
+    assert recipe_names() == sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    for name in recipe_names():
+        assert load_run(name).recipe == name
+
+
+def test_about_forty_fields() -> None:
+    fields = Run.model_json_schema()
+    nested = sum(len(section["properties"]) for section in fields["$defs"].values())
+    leaves = len(fields["properties"]) - len(fields["$defs"]) + nested
+    assert leaves <= 45, "a recipe should stay readable: fold or drop a key before adding one"
+
+
+def test_nearest() -> None:
+    assert nearest("iuo", ["iou", "format"]) == " (did you mean 'iou'?)"
+    assert nearest("zzz", ["iou"]) == ""

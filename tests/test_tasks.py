@@ -1,0 +1,200 @@
+"""Tasks: exact boxes, disjoint splits, reproducible problems, chance levels, the user's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fovea.boxes import convert, fill, place, write
+from fovea.rewards import box_iou, correct
+from fovea.tasks import TASKS, corpus, open_data, open_task
+from fovea.tasks.scenes import (
+    BACKGROUNDS,
+    DIGIT_SPLITS,
+    SPLITS,
+    Stamp,
+    background,
+    compose,
+    digit_stamps,
+    generator,
+)
+from fovea.types import Problem, UserError
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_problem_is_a_function_of_seed_and_index(name: str) -> None:
+    task = open_task(name, "train", 3)
+    together, cursor = task.take(5, 4)
+    assert cursor == 9
+    alone = open_task(name, "train", 3).take(7, 1)[0][0]
+    assert together[2].images[0].tobytes() == alone.images[0].tobytes()
+    assert (together[2].question, together[2].answer, together[2].id) == (alone.question, alone.answer, alone.id)
+    other = open_task(name, "train", 4).take(7, 1)[0][0]
+    assert other.images[0].tobytes() != alone.images[0].tobytes()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_teachers_reply_is_right(name: str) -> None:
+    for problem in open_task(name, "validation", 0).take(0, 20)[0]:
+        reply = fill(problem.target or "", lambda box: box, "pixels")
+        assert correct(reply, problem), (reply, problem.answer)
+        assert 0 <= problem.difficulty <= 1
+
+
+def test_splits_share_nothing() -> None:
+    for pools in (DIGIT_SPLITS, BACKGROUNDS):
+        seen: set[int] = set()
+        for split in SPLITS:
+            pool = set(range(*pools[split]))
+            assert pool
+            assert not pool & seen
+            seen |= pool
+    assert DIGIT_SPLITS["test"][1] == 1797  # every digit of the data set is in exactly one split
+
+
+def test_box_is_the_ink() -> None:
+    """A black stamp on a white picture: the box must be the bounding box of the pixels that got darker."""
+
+    def black(rng: np.random.Generator, behind: np.ndarray, label: str | None, side: int) -> Stamp:
+        stamp = digit_stamps("train")(rng, behind, label, side)
+        return Stamp(label=stamp.label, alpha=stamp.alpha, color=(0, 0, 0))
+
+    plain = next(k for k in range(*BACKGROUNDS["train"]) if background(k, 8, 8).std() < 3)
+    for i in range(20):
+        rng = generator(1, i)
+        scene = compose(rng, black, 1, split="train")
+        x1, y1, x2, y2 = scene.things[0].box
+        assert 0 <= x1 < x2 <= 64
+        assert 0 <= y1 < y2 <= 64
+        assert 8 <= y2 - y1 <= 40
+    assert background(plain, 64, 48).shape == (48, 64, 3)
+
+
+def test_things_do_not_overlap_and_are_read_from_left_to_right() -> None:
+    for i in range(30):
+        things = compose(generator(2, i), digit_stamps("train"), 5).things
+        assert len(things) == 5
+        assert list(things) == sorted(things, key=lambda thing: thing.box)
+        for a in range(5):
+            for b in range(a):
+                assert box_iou(things[a].box, things[b].box) == 0
+
+
+@pytest.mark.parametrize("name", [name for name, spec in TASKS.items() if spec.kind in ("number", "text")])
+def test_chance_of_the_best_constant_reply(name: str) -> None:
+    """Declared chance = the accuracy of the most frequent answer; 1,500 problems: 3 sigma of p = 1/6 is 0.029."""
+    answers = [str(problem.answer) for problem in open_task(name, "train", 9).take(0, 1500)[0]]
+    best = max(map(answers.count, set(answers))) / len(answers)
+    assert abs(best - TASKS[name].chance) < 0.03
+
+
+@pytest.mark.parametrize("name", ["digits/locate", "printed/locate", "shapes/locate"])
+def test_chance_of_the_best_constant_box(name: str) -> None:
+    boxes = np.array([p.answer for p in open_task(name, "train", 9).take(0, 600)[0]], float)
+    best = 0.0
+    for side in (16, 20, 24, 28):
+        for x in range(0, 64 - side, 4):
+            for y in range(0, 64 - side, 4):
+                guess = (float(x), float(y), float(x + side), float(y + side))
+                best = max(best, float(np.mean([box_iou(guess, tuple(box)) > 0.5 for box in boxes])))
+    assert abs(best - TASKS[name].chance) < 0.03
+
+
+def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'digits/locate'"):
+        open_task("digit/locate")
+    with pytest.raises(UserError, match="known: train, validation, test"):
+        open_task("digits/locate", "dev")
+
+
+def test_frames_round_trip() -> None:
+    box = (3.0, 5.0, 17.0, 40.0)
+    for frame in ("pixels", "resized", "thousandths", "unit"):
+        there = convert(box, "pixels", frame, (64, 48), (84, 56))  # type: ignore[arg-type]
+        back = convert(there, frame, "pixels", (64, 48), (84, 56))  # type: ignore[arg-type]
+        assert back == pytest.approx(box)
+    # by hand: x = 16 of 64 is a quarter, y = 24 of 48 is a half
+    assert convert((16, 24, 64, 48), "pixels", "thousandths", (64, 48), (0, 0)) == (250.0, 500.0, 1000.0, 1000.0)
+    assert fill(f"<answer>{place((16, 24, 64, 48))}</answer>", lambda b: b, "pixels") == "<answer>[16, 24, 64, 48]</answer>"
+    assert write((0.25, 0.5, 1, 1), "unit") == "[0.250, 0.500, 1.000, 1.000]"
+
+
+def test_corpus_is_seeded() -> None:
+    assert corpus(0, 3) == corpus(0, 3)
+    assert "{box" not in " ".join(corpus(0, 3))
+
+
+# --- the user's files -------------------------------------------------------------------------------------
+
+
+def data_file(folder: Path, *records: object) -> Path:
+    Image.new("RGB", (100, 50), "red").save(folder / "a.png")
+    path = folder / "my.jsonl"
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n")
+    return path
+
+
+def good(**changes: object) -> dict[str, object]:
+    return {"image": "a.png", "question": "Where?", "answer": [10, 10, 50, 40]} | changes
+
+
+def test_data_kinds_and_frames(tmp_path: Path) -> None:
+    path = data_file(
+        tmp_path,
+        good(),
+        good(answer=[0.1, 0.2, 0.5, 0.8], frame="unit"),
+        good(answer=3, question="How many?"),
+        good(answer="B", question="Which?"),
+        good(answer="a red field", question="What?", images=["a.png", "a.png"]),
+        {"question": "2 + 2?", "answer": 4},
+    )
+    problems, _ = open_data(str(path), shuffle=False).take(0, 6)
+    assert [p.kind for p in problems] == ["box", "box", "number", "choice", "text", "number"]
+    assert problems[1].answer == pytest.approx((10, 10, 50, 40))  # 0.1 of 100 pixels, 0.2 of 50
+    assert [len(p.images) for p in problems] == [1, 1, 1, 1, 2, 0]
+    assert isinstance(problems[0], Problem)
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: must be an object"),
+        (good(image="b.png"), "line 2: the picture .*b.png does not exist"),
+        (good(answer=[50, 10, 10, 40]), "must have x1 < x2"),
+        (good(anwser=3), "unknown key 'anwser'"),
+        (good(question=" "), '"question" must be'),
+        ({"question": "x"}, '"answer" is missing'),
+        (good(kind="number"), "does not fit kind 'number'"),
+        (good(answer=float("nan"), kind="number"), "does not fit"),
+    ],
+)
+def test_bad_lines_say_where_and_why(tmp_path: Path, record: object, what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        open_data(str(data_file(tmp_path, good(), record)))
+
+
+def test_bad_lines_are_counted_and_broken_pictures_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="2 more bad lines"):
+        open_data(str(data_file(tmp_path, "x", "y", "z")))
+    path = data_file(tmp_path, good())
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="Line 1: the picture .* cannot be read"):
+        open_data(str(path)).take(0, 1)
+
+
+def test_every_tenth_line_is_held_out_and_epochs_are_permutations(tmp_path: Path) -> None:
+    path = data_file(tmp_path, *(good(id=str(i)) for i in range(20)))
+    train = open_data(str(path), part="train", seed=1)
+    held = open_data(str(path), part="heldout", shuffle=False)
+    assert [p.id for p in held.take(0, 2)[0]] == ["9", "19"]
+    first = [p.id for p in train.take(0, 18)[0]]
+    second = [p.id for p in train.take(18, 18)[0]]
+    assert sorted(first) == sorted(second) == sorted(str(i) for i in range(20) if i % 10 != 9)
+    assert first != second
+    with pytest.raises(UserError, match="at least 10"):
+        open_data(str(data_file(tmp_path, good(), good())), part="heldout")
