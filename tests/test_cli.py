@@ -198,6 +198,65 @@ def test_a_reader_that_leaves_is_no_error():
     assert errors == b""
 
 
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of seconds on a random model of the embedded architecture."""
+    from fovea.zoo import new_tiny
+
+    folder = tmp_path_factory.mktemp("cli")
+    model, processor = new_tiny(0)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    path = folder / "small.yaml"
+    path.write_text(
+        f"model: {folder / 'model'}\nprompts: 1\ngroup: 2\nsteps: 2\nshow_every: 1\nthreads: 1\n"
+        "sampling: {max_new_tokens: 4}\nevaluation: {n: 4}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_run_from_the_command_to_the_report(capsys, recipe, command):
+    folder = recipe.parent / command
+    code, out, err = run(capsys, command, str(recipe), f"run_dir={folder}", "--json", "--quiet")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == json.loads((folder / "result.json").read_text())
+    assert json.loads(out)["method"] == ("sft" if command == "sft" else "rl")
+    assert "finished: 2 steps" in (folder / "report.html").read_text(encoding="utf-8")
+    assert f"run_dir={folder}" in (folder / "run.json").read_text()
+    assert "already holds a finished run" in refused(
+        capsys, command, str(recipe), f"run_dir={folder}", "--quiet"
+    )
+    code, out, err = run(capsys, "evaluate", str(folder), "--n", "3", "--task", "digits/count", "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert (record["n"], record["task"], record["split"]) == (3, "digits/count", "test")
+    assert set(record) >= {"accuracy", "swapped", "looking", "follow", "blank"}
+
+
+def test_without_json_the_run_is_told_in_plain_lines(capsys, recipe):
+    code, out, err = run(capsys, "train", str(recipe), f"run_dir={recipe.parent / 'told'}", "steps=1")
+    assert (code, err) == (0, "")
+    assert "step 1/1" in out
+    assert "report " in out.splitlines()[-1]
+    # A wrong model is found out before a run folder is made.
+    nowhere = recipe.parent / "nowhere"
+    refused(capsys, "train", str(recipe), f"run_dir={nowhere}", "model=none")
+    assert not nowhere.exists()
+
+
+def test_doctor_says_what_is_here(capsys):
+    code, out, err = run(capsys, "doctor", "--json")
+    assert err == ""
+    found = json.loads(out)
+    assert code == (0 if found["ok"] else 1)
+    checks = {check["name"]: check for check in found["checks"]}
+    assert {"python", "torch", "transformers", "threads", "memory", "disk", "fovea-tiny"} <= set(checks)
+    assert all(set(check) == {"name", "status", "detail", "fix"} for check in checks.values())
+    assert all(check["fix"] for check in checks.values() if check["status"] != "ok")
+    assert checks["torch"]["status"] == "ok"
+
+
 def test_report_and_the_model_of_a_run(capsys, tmp_path):
     with RunLog(tmp_path / "run") as log:
         log.start(describe_run(Run(recipe="quickstart", steps=3)))
@@ -210,5 +269,12 @@ def test_report_and_the_model_of_a_run(capsys, tmp_path):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     assert newest_model(tmp_path / "run") == folder
+    # Held-out means held out: a run's own training file is not measured unless it is named.
+    with RunLog(tmp_path / "run", resume=True) as log:
+        log.start(describe_run(Run(recipe="quickstart", data="mine.jsonl")))
+    assert "was trained on mine.jsonl; name held-out" in refused(capsys, "evaluate", str(tmp_path / "run"))
+    assert "mine.jsonl does not exist" in refused(
+        capsys, "evaluate", str(tmp_path / "run"), "--data", "mine.jsonl"
+    )
     with pytest.raises(UserError):
         newest_model(tmp_path)

@@ -201,7 +201,7 @@ def test_head_chunks_are_recomputed_exactly(policy: Policy, monkeypatch: pytest.
     problems = different_problems()[:2]
     rows = ragged_rows(policy, 2, (12, 9, 5))
     whole = shared_gradients(policy, problems, rows)
-    monkeypatch.setattr("fovea.models.shared_prefix._LOGITS_AT_ONCE", 7 * 1024)
+    monkeypatch.setattr("fovea.models.head._LOGITS_AT_ONCE", 7 * 1024)
     assert_gradients_close(shared_gradients(policy, problems, rows), whole)
 
 
@@ -222,7 +222,7 @@ def test_explicit_block_equals_the_cpu_kernel(causal: bool, monkeypatch: pytest.
     n, m = (9, 9) if causal else (9, 13)
     q, d_out = (torch.randn(2, 4, n, 8, dtype=torch.float64) for _ in range(2))
     k, v = (torch.randn(2, 2, m, 8, dtype=torch.float64) for _ in range(2))
-    theirs = attention._block(q, k, v, 0.3, causal=causal)
+    theirs = attention.attend_block(q, k, v, 0.3, causal=causal)
     ours = attention.explicit_block(q, k, v, 0.3, causal=causal)
     torch.testing.assert_close(ours, theirs)
     block = attention._Block(d_out, q, k, v, *theirs)
@@ -234,5 +234,5 @@ def test_explicit_block_equals_the_cpu_kernel(causal: bool, monkeypatch: pytest.
         mask = torch.where(torch.arange(m) < 5, 0.0, -torch.inf).double().expand(2, 1, 1, m)
         torch.testing.assert_close(
             attention.explicit_block(q, k, v, 0.3, causal=False, mask=mask),
-            attention._block(q, k, v, 0.3, causal=False, mask=mask),
+            attention.attend_block(q, k, v, 0.3, causal=False, mask=mask),
         )

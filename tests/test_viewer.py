@@ -18,7 +18,7 @@ from rich.console import Console
 from fovea.config import Run
 from fovea.runlog import RunLog, describe_run
 from fovea.types import Problem, UserError
-from fovea.viewer import visible
+from fovea.viewer import as_text, visible
 from fovea.viewer.display import LiveDisplay, clock, interval, sparkline
 from fovea.viewer.report import nice_ticks, picture_svg, render_report, smooth, write_report
 
@@ -255,6 +255,13 @@ def test_visible_disarms_controls_and_keeps_text():
     assert visible("a\tb\nü漢") == "a b\nü漢"
     assert visible("\x1b[2J\u202e\ud800\u2028\x00") == "\\x1b[2J\\u202e\\ud800\\u2028\\x00"
     assert visible("x" * 30, 10) == "x" * 10 + "…"
+
+
+def test_truths_are_shown_short():
+    assert as_text((796.875, 3.0, 1)) == "[796.88, 3, 1]"
+    assert as_text([{"label": "ü", "bbox_2d": [1.5]}]) == '[{"label": "ü", "bbox_2d": [1.5]}]'
+    assert as_text("a\n") == "a\n"
+    assert as_text(None) == "null"
 
 
 def watch(display: LiveDisplay, steps: int = 5) -> None:

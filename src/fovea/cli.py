@@ -56,23 +56,30 @@ def _train(run: Run, json: bool, quiet: bool) -> None:
     from fovea.viewer.report import write_report
 
     console = Console(stderr=json, highlight=False)
-    _still_libraries(run)
     with LiveDisplay(console=console, quiet=quiet) as display:
         display.open(run.model_dump(mode="json") | {"folder": str(run_folder(run))})
         from fovea.training import train as do  # torch loads behind the first frame
 
-        result = do(run, observers=(display,))
-    report = write_report(run_folder(run))
+        _still_libraries(run)
+        try:
+            result = do(run, observers=(display,))
+        except BaseException:
+            if display.history:  # an interrupted run has a page, too
+                write_report(run_folder(run))
+            raise
+    page = write_report(run_folder(run))
     if json:
         _print_json(result)
     elif not quiet:
-        _print(f"report {report}")
+        _print(f"report {page}")
 
 
 def _still_libraries(run: Run) -> None:
     """No progress bars of transformers between our lines, except for a download, which is worth one."""
+    from transformers.utils.logging import disable_progress_bar
+
     if not run.download:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        disable_progress_bar()
 
 
 def evaluate(
@@ -151,11 +158,19 @@ def _run_to_evaluate(model_or_run: str, overrides: list[str], named: dict[str, A
     from fovea.types import UserError
 
     values: dict[str, Any] = {"recipe": "evaluate", "model": model_or_run}
+    trained_on = None
     if (Path(model_or_run) / "run.json").is_file():
         values = read_run(model_or_run)["run"]["run"] | {"model": str(newest_model(model_or_run))}
+        # Never measure on the lines that were trained on: only a separate file is known to be held out.
+        trained_on, values["data"] = values["data"], values["validation_data"]
     # JSON is YAML, so a path with a colon stays one text.
-    for override in [*overrides, *(f"{key}={to_json(value)}" for key, value in named.items())]:
-        _apply(values, override)
+    changes = [*overrides, *(f"{key}={to_json(value)}" for key, value in named.items())]
+    for change in changes:
+        _apply(values, change)
+    if trained_on and values["data"] is None and not any(change.startswith("task=") for change in changes):
+        raise UserError(
+            f"{model_or_run} was trained on {trained_on}; name held-out problems with --data or --task."
+        )
     try:
         return Run.model_validate(values)
     except ValidationError as error:

@@ -168,11 +168,14 @@ def check_disk() -> Check:
 def check_tiny() -> Check:
     """The embedded model is loaded and asked one question, as training would do it."""
     try:
+        from transformers.utils.logging import disable_progress_bar
+
         from fovea.engines.shared_prefill import SharedPrefillEngine
         from fovea.models.policy import load_policy
         from fovea.tasks import open_task
         from fovea.types import Sampling
 
+        disable_progress_bar()
         policy = load_policy("fovea-tiny", device="cpu")
         problem = open_task("digits/locate", split="validation").take(0, 1)[0][0]
         engine = SharedPrefillEngine(policy)

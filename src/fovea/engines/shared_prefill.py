@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from fovea.models.adapter import Prompt
-from fovea.models.attention import DecodePlan, slots
+from fovea.models.decoding import DecodePlan, slots
+from fovea.models.head import sampling_logits
 from fovea.models.policy import Policy
-from fovea.models.shared_prefix import Prefix, prefill, sampling_logits
+from fovea.models.shared_prefix import Prefix, prefill
 from fovea.types import Completion, Sampling
 
 # Rows leave once so large a share of the batch is finished: a compaction copies the keys, a finished row

@@ -6,7 +6,7 @@ model) or `vision_segments=` (vision tower) from the model's forward down to the
 one of
     CapturePlan   prompts packed end to end attend to themselves; their keys and values are kept
     AttendPlan    packed completions attend to (the prefix of their prompt, their own past); differentiable
-    DecodePlan    one query a row against (the prefix, stored once a prompt; the row's own keys in a buffer)
+    DecodePlan    one query a row against (the prefix, its own past), in `decoding.py`
 Everything is packed without padding as [1, heads, N tokens, head_dim]; only the own-past block of ragged
 completions is padded, inside this file. Not here: who the prompts are (`shared_prefix.py`), sampling
 (engines).
@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    shared_prefix: CapturePlan | AttendPlan | DecodePlan | None = None,
+    shared_prefix: Plan | None = None,
     vision_segments: dict[torch.nn.Module, Segments] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -59,6 +59,14 @@ def attention(
         out = attend_segments(query, key, value, vision_segments[module], causal=False, scale=scale)
         return out.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+class Plan(Protocol):
+    """How one pass of the language model attends."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query [1, H, N, D], key and value [1, KV, N, D], after RoPE -> [1, H, N, D]."""
+        ...
 
 
 def register() -> None:
@@ -211,8 +219,7 @@ class AttendPlan:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         self.own_keys[layer], self.own_values[layer] = key, value
         prefix = (*self.prefix_keys[layer], *self.prefix_values[layer])
-        return _Cascade.apply(query, key, value, scale, self.spans, self.rows, *prefix)  # type:
-        ignore[no-any-return]
+        return _Cascade.apply(query, key, value, scale, self.spans, self.rows, *prefix)
 
 
 class _Cascade(torch.autograd.Function):
@@ -224,15 +231,15 @@ class _Cascade(torch.autograd.Function):
     ) -> Tensor:
         own, own_lse = torch.empty_like(q), torch.empty_like(q[..., 0], dtype=_accurate(q))
         for group in rows:
-            out_g, lse_g = _block(group.pad(q), group.pad(k), group.pad(v), scale, causal=True)
+            out_g, lse_g = attend_block(group.pad(q), group.pad(k), group.pad(v), scale, causal=True)
             group.unpad_into(own, out_g)
             group.unpad_into(own_lse, lse_g)
         parts = [
-            _block(q[:, :, a:b], prefix[i], prefix[len(spans) + i], scale, causal=False)
+            attend_block(q[:, :, a:b], prefix[i], prefix[len(spans) + i], scale, causal=False)
             for i, (a, b) in enumerate(spans)
         ]
         shared = torch.cat([part for part, _ in parts], dim=2)
-        out, lse = _merge(own, own_lse, shared, torch.cat([lse_p for _, lse_p in parts], dim=2))
+        out, lse = merge(own, own_lse, shared, torch.cat([lse_p for _, lse_p in parts], dim=2))
         ctx.save_for_backward(q, k, v, out, lse, *prefix)
         ctx.scale, ctx.spans, ctx.rows = scale, spans, rows
         return out
@@ -262,14 +269,14 @@ def _accurate(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Merge two blocks' outputs [..., D] by their logsumexp [...], in float32 or better."""
     lse = torch.logaddexp(lse_a, lse_b)
     merged = out_a * (lse_a - lse).exp_()[..., None] + out_b * (lse_b - lse).exp_()[..., None]
     return merged.to(out_a.dtype), lse
 
 
-def _block(
+def attend_block(
     q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """One attention block: q [B, H, n, D], k and v [B, KV, m, D] -> (out [B, H, n, D], logsumexp [B, H, n]).
@@ -288,7 +295,7 @@ def _block(
 def explicit_block(
     q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`_block` in plain torch, for every device."""
+    """`attend_block` in plain torch, for every device."""
     outs, lses = [], []
     for a, b in _query_chunks(q, k):
         scores = _scores(q, k, scale, a, b, causal)
@@ -364,95 +371,3 @@ def _scores(q: Tensor, k: Tensor, scale: float, a: int, b: int, causal: bool) ->
         ahead = torch.arange(k.shape[2], device=q.device) > torch.arange(a, b, device=q.device)[:, None]
         scores = scores.masked_fill(ahead, -torch.inf)
     return scores
-
-
-# ---------------------------------------------------------------- decoding
-
-
-@dataclass(kw_only=True, slots=True)
-class DecodePlan:
-    """One query a row. Mutable on purpose: it is the decode loop's key/value store.
-
-    Prefix keys are held once a prompt and never expanded to rows. `step` is how many own tokens are stored.
-    """
-
-    prefix_keys: list[Tensor]
-    """[layer] -> [n prompts, KV, P max, D], right-padded."""
-    prefix_values: list[Tensor]
-    prefix_mask: Tensor | None
-    """[n prompts, 1, 1, P max]: 0 or -inf; None when no prompt is padded."""
-    own_keys: list[Tensor]
-    """[layer] -> [B, KV, capacity, D]."""
-    own_values: list[Tensor]
-    slot: Tensor
-    """[B] long: place of each row in the padded [n prompts * width]; ascending."""
-    width: int
-    """Most live rows of one prompt."""
-    step: int = 0
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [1, H, B, D], key and value [1, KV, B, D] -> [1, H, B, D]; stores key and value at `step`."""
-        batch, kv, (heads, dim) = len(self.slot), key.shape[1], (query.shape[1], query.shape[3])
-        own_k, own_v = self.own_keys[layer], self.own_values[layer]
-        own_k[:, :, self.step] = key[0].transpose(0, 1)
-        own_v[:, :, self.step] = value[0].transpose(0, 1)
-        # grouped heads become queries of one key head: [B, KV, H / KV, D]
-        q_B = query[0].transpose(0, 1).reshape(batch, kv, heads // kv, dim)
-        own, own_lse = _block(
-            q_B, own_k[:, :, : self.step + 1], own_v[:, :, : self.step + 1], scale, causal=False
-        )
-        shared, shared_lse = self._attend_prefix(layer, q_B, scale)
-        out, _ = _merge(own, own_lse, shared, shared_lse)
-        return out.reshape(batch, heads, dim).transpose(0, 1)[None]
-
-    def _attend_prefix(self, layer: int, q_B: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        keys, values = self.prefix_keys[layer], self.prefix_values[layer]
-        n, (batch, kv, groups, dim) = len(keys), q_B.shape
-        full = batch == n * self.width
-        if not full:
-            padded = q_B.new_zeros(n * self.width, kv, groups, dim)
-            q_B = padded.index_copy_(0, self.slot, q_B)
-        q = q_B.view(n, self.width, kv, groups, dim).transpose(1, 2).reshape(n, kv, self.width * groups, dim)
-        out, lse = _block(q, keys, values, scale, causal=False, mask=self.prefix_mask)
-        out = out.view(n, kv, self.width, groups, dim).transpose(1, 2).reshape(-1, kv, groups, dim)
-        lse = lse.reshape(n, kv, self.width, groups).transpose(1, 2).reshape(-1, kv, groups)
-        return (out, lse) if full else (out.index_select(0, self.slot), lse.index_select(0, self.slot))
-
-    def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` own tokens a row."""
-        for store in (self.own_keys, self.own_values):
-            for layer, buffer in enumerate(store):
-                if buffer.shape[2] < tokens:
-                    grown = buffer.new_empty(buffer.shape[0], buffer.shape[1], tokens, buffer.shape[3])
-                    grown[:, :, : self.step] = buffer[:, :, : self.step]
-                    store[layer] = grown
-
-    def keep(self, rows: Tensor, row_prompt: Sequence[int]) -> None:
-        """Drop all but `rows` [b] long; prompts without rows leave too.
-
-        `row_prompt`: for each kept row, its prompt's place in the current plan (ascending).
-        """
-        for store in (self.own_keys, self.own_values):
-            store[:] = [buffer.index_select(0, rows) for buffer in store]
-        live = sorted(set(row_prompt))
-        if len(live) < len(self.prefix_keys[0]):
-            index = torch.tensor(live, device=rows.device)
-            for store in (self.prefix_keys, self.prefix_values):
-                store[:] = [keys.index_select(0, index) for keys in store]
-            self.prefix_mask = None if self.prefix_mask is None else self.prefix_mask.index_select(0, index)
-        self.slot, self.width = slots([live.index(prompt) for prompt in row_prompt], rows.device)
-
-
-def slots(row_prompt: Sequence[int], device: torch.device) -> tuple[Tensor, int]:
-    """Places of rows (ascending by prompt 0..n-1) in a padded [n, width], and the width.
-
-    Example: slots([0, 0, 1], device) == (tensor([0, 1, 2]), 2)
-    """
-    counts: dict[int, int] = defaultdict(int)
-    within = []
-    for prompt in row_prompt:
-        within.append(counts[prompt])
-        counts[prompt] += 1
-    width = max(counts.values())
-    places = [prompt * width + i for prompt, i in zip(row_prompt, within, strict=True)]
-    return torch.tensor(places, device=device), width

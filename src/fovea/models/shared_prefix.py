@@ -1,9 +1,8 @@
-"""Score and differentiate many completions of one prompt while encoding the prompt once (docs/architecture.md
-§5).
+"""Many completions of one prompt, the prompt encoded once: scored and differentiated (architecture.md §5).
 
-    prefill(policy, prompts)                                  keys, values and last hidden state of each prompt
-    score(policy, prompts, rows, sampling)                    log-probs and entropies, no gradient
-    backward(policy, prompts, rows, sampling, loss, ...)      the same with gradients, by *leaves*
+    prefill(policy, prompts)                              keys, values, last hidden state of each prompt
+    score(policy, prompts, rows, sampling)                log-probs and entropies, no gradient
+    backward(policy, prompts, rows, sampling, loss, ...)  the same with gradients, by *leaves*
 
 Leaves: the prompts' keys and values (and the hidden state that predicts the first completion token) are cut
 from the graph; completions stream through in passes of `tokens_per_pass` tokens and add to the leaves'
@@ -23,10 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from fovea.models.adapter import Prompt
 from fovea.models.attention import AttendPlan, CapturePlan, row_groups, segments_of
+from fovea.models.head import token_log_probs
 from fovea.models.policy import Policy
 from fovea.types import Sampling
 
@@ -36,9 +35,6 @@ Row = tuple[int, np.ndarray]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(index [N] long into the concatenation of all rows' tokens, log_probs [N], entropy [N]) -> scalar,
 additive."""
-
-# A head chunk holds at most so many logits; a pass with more recomputes them in the backward pass.
-_LOGITS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,40 +333,6 @@ def _predictions(pieces: Sequence[_Piece], prompts: int) -> tuple[Tensor, Tensor
         packed += fed
     flat = [np.concatenate(parts).astype(np.int64) for parts in (predictor, target, index)]
     return torch.from_numpy(flat[0]), torch.from_numpy(flat[1]), torch.from_numpy(flat[2])
-
-
-def token_log_probs(
-    policy: Policy, hidden: Tensor, target: Tensor, sampling: Sampling
-) -> tuple[Tensor, Tensor]:
-    """(log_probs [N], entropy [N]) of `target` [N] long given `hidden` [N, width], chunk by chunk, in
-    float32."""
-    weight = policy.family.lm_head(policy.model).weight
-    rows = max(1, _LOGITS_AT_ONCE // weight.shape[0])
-    bans = torch.tensor(policy.bans(sampling), device=hidden.device)
-    head = policy.family.lm_head(policy.model)
-
-    def chunk(hidden_c: Tensor, target_c: Tensor) -> tuple[Tensor, Tensor]:
-        logits = sampling_logits(head(hidden_c), sampling, bans)
-        lse = logits.logsumexp(-1)
-        mean = (torch.softmax(logits, -1) * logits).sum(-1)
-        return logits.gather(-1, target_c[:, None])[:, 0] - lse, lse - mean
-
-    if len(hidden) <= rows:
-        return chunk(hidden, target)
-    parts = []
-    for h, t in zip(hidden.split(rows), target.split(rows), strict=True):
-        parts.append(checkpoint(chunk, h, t, use_reentrant=False, preserve_rng_state=False))
-    return torch.cat([p for p, _ in parts]), torch.cat([e for _, e in parts])
-
-
-def sampling_logits(logits: Tensor, sampling: Sampling, bans: Tensor) -> Tensor:
-    """Logits [N, V] of the `Sampling` distribution: float32 or better, temperature, then bans.
-
-    A banned logit is the lowest finite half number, not -inf: its probability is exactly 0 and 0 * logit
-    stays 0.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / (sampling.temperature or 1.0)
-    return logits.index_fill(-1, bans, torch.finfo(torch.float32).min / 2)
 
 
 # ---------------------------------------------------------------- completions longer than a pass

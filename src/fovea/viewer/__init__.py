@@ -5,9 +5,11 @@ Reads run folders and an observer's records only; nothing below needs it, and to
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from typing import Any
 
-__all__ = ["visible"]
+__all__ = ["as_text", "visible"]
 
 
 def visible(text: str, limit: int = 2000) -> str:
@@ -19,6 +21,19 @@ def visible(text: str, limit: int = 2000) -> str:
     cut = text[:limit]
     shown = "".join(map(_visible_character, cut))
     return shown + "…" if len(text) > limit else shown
+
+
+def as_text(value: Any) -> str:
+    """A question, reply or truth as text: strings as they are, anything else as JSON with short numbers."""
+    return value if isinstance(value, str) else json.dumps(_short(value), ensure_ascii=False, default=str)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 1e9 else round(value, 2)
+    if isinstance(value, (list, tuple)):
+        return [_short(item) for item in value]
+    return {key: _short(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _visible_character(character: str) -> str:

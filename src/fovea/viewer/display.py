@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fovea.viewer import visible
+from fovea.viewer import as_text, visible
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.-=+*%#"
@@ -351,7 +351,7 @@ class LiveDisplay:
             ("reply  ", sample.get("text", sample.get("reply")), "bold"),
             ("truth  ", sample.get("answer", sample.get("truth")), "default"),
         ):
-            flat = visible(value if isinstance(value, str) else str(value), 400).replace("\n", " ⏎ ")
+            flat = visible(as_text(value), 400).replace("\n", " ⏎ ")
             text.append(label, style="dim").append(flat + "\n", style=style)
         text.append("reward ", style="dim")
         reward = sample.get("reward")

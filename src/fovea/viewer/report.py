@@ -8,7 +8,6 @@ Not here: any measuring. The page shows what the run folder says.
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fovea.runlog import read_run, write_atomically
-from fovea.viewer import visible
+from fovea.viewer import as_text, visible
 from fovea.viewer.display import clock
 
 SHOWN_PICTURES = 24
@@ -73,9 +72,7 @@ def render_report(run_folder: str | Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = lambda value: visible(
-        value if isinstance(value, str) else json.dumps(value)
-    )
+    environment.filters["visible"] = lambda value: visible(as_text(value))
     return environment.get_template("report.html.j2").render(
         title=_title(run, record["folder"]),
         run=run,
@@ -245,8 +242,7 @@ def smooth(values: Sequence[float], span: int) -> list[float]:
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover [low, high]; at least two."""
     if high - low < 1e-9 * max(1.0, abs(high)):
-        pad = 0.5 if high == 0 else abs(high) * 0.5
-        low, high = low - pad, high + pad
+        low, high = (0.0, 1.0) if high == 0 else (low - abs(low) / 2, high + abs(high) / 2)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     size = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fovea.runlog import jsonable
 from fovea.types import Problem
-from fovea.viewer import visible
+from fovea.viewer import as_text, visible
 
 CELL, PICTURE, LINE = 260, 236, 15
 PAPER, INK, SOFT, BOX = (255, 255, 255), (29, 33, 37), (98, 106, 114), (14, 165, 190)
@@ -54,7 +54,7 @@ def draw_sheet(problems: Sequence[Problem], path: str | Path) -> None:
 
 def _lines(problem: Problem) -> list[tuple[str, tuple[int, int, int]]]:
     asked = textwrap.wrap(visible(problem.question, 300), 38)
-    truth = textwrap.wrap(visible(f"truth: {jsonable(problem.answer)[0]}", 200), 38)
+    truth = textwrap.wrap(visible(f"truth: {as_text(problem.answer)}", 200), 38)
     return [(line, INK) for line in asked] + [(line, SOFT) for line in truth]
 
 
