@@ -67,7 +67,9 @@ def test_text_only_problems_have_no_looking(qwen3: Policy) -> None:
 
         def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
             problems = [
-                Problem(id=f"sums:{i}", task="sums", images=(), question=f"{i} + 1?", answer=i + 1, kind="number")
+                Problem(
+                    id=f"sums:{i}", task="sums", images=(), question=f"{i} + 1?", answer=i + 1, kind="number"
+                )
                 for i in range(cursor, cursor + n)
             ]
             return problems, cursor + n

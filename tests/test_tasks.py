@@ -32,7 +32,11 @@ def test_problem_is_a_function_of_seed_and_index(name: str) -> None:
     assert cursor == 9
     alone = open_task(name, "train", 3).take(7, 1)[0][0]
     assert together[2].images[0].tobytes() == alone.images[0].tobytes()
-    assert (together[2].question, together[2].answer, together[2].id) == (alone.question, alone.answer, alone.id)
+    assert (together[2].question, together[2].answer, together[2].id) == (
+        alone.question,
+        alone.answer,
+        alone.id,
+    )
     other = open_task(name, "train", 4).take(7, 1)[0][0]
     assert other.images[0].tobytes() != alone.images[0].tobytes()
 
@@ -118,8 +122,16 @@ def test_frames_round_trip() -> None:
         back = convert(there, frame, "pixels", (64, 48), (84, 56))  # type: ignore[arg-type]
         assert back == pytest.approx(box)
     # by hand: x = 16 of 64 is a quarter, y = 24 of 48 is a half
-    assert convert((16, 24, 64, 48), "pixels", "thousandths", (64, 48), (0, 0)) == (250.0, 500.0, 1000.0, 1000.0)
-    assert fill(f"<answer>{place((16, 24, 64, 48))}</answer>", lambda b: b, "pixels") == "<answer>[16, 24, 64, 48]</answer>"
+    assert convert((16, 24, 64, 48), "pixels", "thousandths", (64, 48), (0, 0)) == (
+        250.0,
+        500.0,
+        1000.0,
+        1000.0,
+    )
+    assert (
+        fill(f"<answer>{place((16, 24, 64, 48))}</answer>", lambda b: b, "pixels")
+        == "<answer>[16, 24, 64, 48]</answer>"
+    )
     assert write((0.25, 0.5, 1, 1), "unit") == "[0.250, 0.500, 1.000, 1.000]"
 
 
@@ -183,7 +195,7 @@ def test_bad_lines_are_counted_and_broken_pictures_named(tmp_path: Path) -> None
         open_data(str(data_file(tmp_path, "x", "y", "z")))
     path = data_file(tmp_path, good())
     (tmp_path / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="Line 1: the picture .* cannot be read"):
+    with pytest.raises(UserError, match=r"Line 1: the picture .* cannot be read"):
         open_data(str(path)).take(0, 1)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,9 @@ def test_the_users_file_runs_twice_with_equal_logs(folder: Path, tmp_path: Path)
     rollouts = (tmp_path / "a" / "rollouts" / "step_000000.jsonl").read_text().splitlines()
     assert len(rollouts) == 4
     assert (tmp_path / "a" / json.loads(rollouts[0])["pictures"][0]).is_file()
-    phases = [json.loads(line)["phase"] for line in (tmp_path / "a" / "evaluations.jsonl").read_text().splitlines()]
+    phases = [
+        json.loads(line)["phase"] for line in (tmp_path / "a" / "evaluations.jsonl").read_text().splitlines()
+    ]
     assert phases == ["before", "during", "after"]
 
 
@@ -81,7 +82,9 @@ def test_another_seed_draws_something_else(folder: Path, tmp_path: Path) -> None
 
 
 def test_sft_learns_its_replies_and_its_checkpoint_is_the_model(folder: Path, tmp_path: Path) -> None:
-    run = short(folder, tmp_path / "sft", "method=sft", "steps=8", "optimizer.learning_rate=0.003", "save_every=4")
+    run = short(
+        folder, tmp_path / "sft", "method=sft", "steps=8", "optimizer.learning_rate=0.003", "save_every=4"
+    )
     train(run)
     losses = [line["loss"] for line in metrics_of(tmp_path / "sft")]
     assert np.mean(losses[-2:]) < 0.7 * np.mean(losses[:2])
@@ -125,7 +128,9 @@ def test_bad_names_are_refused_before_anything_is_written(
 
 
 def test_learning_rate_by_hand() -> None:
-    section = load_run("quickstart", ["optimizer={learning_rate: 1.0, warmup_steps: 2, schedule: linear}"]).optimizer
+    section = load_run(
+        "quickstart", ["optimizer={learning_rate: 1.0, warmup_steps: 2, schedule: linear}"]
+    ).optimizer
     # warm-up 1/2, 2/2; then 8 steps down: 1, 7/8, …, 1/8
     assert [learning_rate(section, step, 10) for step in (0, 1, 2, 3, 9)] == [0.5, 1.0, 1.0, 0.875, 0.125]
 
@@ -134,8 +139,8 @@ def test_learning_rate_by_hand() -> None:
 
 
 @pytest.fixture
-def qwen3() -> Iterator[Policy]:
-    yield loud_policy("qwen3_vl")
+def qwen3() -> Policy:
+    return loud_policy("qwen3_vl")
 
 
 def groups_of(policy: Policy, rewards: list[list[float]]) -> list[Group]:
@@ -160,7 +165,7 @@ def groups_of(policy: Policy, rewards: list[list[float]]) -> list[Group]:
 
 def test_groups_without_signal_are_skipped_but_counted(qwen3: Policy) -> None:
     """Half of the groups without signal: the same gradient as the other half alone, halved (GRPO divides by groups)."""
-    run = load_run("quickstart", ["optimizer.max_grad_norm=1e9", "optimizer.warmup_steps=0"])
+    run = load_run("quickstart", ["optimizer.max_grad_norm=1e9", "optimizer.learning_rate=1e-30"])
     norms = []
     for rewards in ([[0, 1, 1, 0], [1, 0, 0, 0]], [[0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]):
         groups = groups_of(qwen3, rewards)  # type: ignore[arg-type]

@@ -52,7 +52,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint folder, every hash checked. Raises UserError if anything is missing or changed."""
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not a checkpoint (no manifest.json); choose a folder checkpoints/step_N.")
+        raise UserError(
+            f"{folder} is not a checkpoint (no manifest.json); choose a folder checkpoints/step_N."
+        )
     manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for name, digest in manifest["files"].items():
         if not (folder / name).is_file() or _digest(folder / name) != digest:

@@ -50,7 +50,10 @@ def donors(problems: Sequence[Problem]) -> list[Swap]:
             continue
         found = [(i + k) % len(problems) for k in range(1, len(problems))]
         found = [j for j in found if _same_pictures(problem, problems[j])]
-        same = next((j for j in found if problems[j].question == problem.question and _apart(problem, problems[j])), None)
+        same = next(
+            (j for j in found if problems[j].question == problem.question and _apart(problem, problems[j])),
+            None,
+        )
         other = same if same is not None else next((j for j in found if _apart(problem, problems[j])), None)
         if other is not None:
             swaps.append(Swap(index=i, donor=other, same_question=same is not None))
@@ -106,7 +109,12 @@ def evaluate(
 
     prompts, replies = ask(problems)
     right = np.array([correct(reply, prompt.problem) for reply, prompt in zip(replies, prompts)])
-    record: dict[str, Any] = {"task": task.name, "n": len(problems), "chance": task.chance, "accuracy": proportion(right)}
+    record: dict[str, Any] = {
+        "task": task.name,
+        "n": len(problems),
+        "chance": task.chance,
+        "accuracy": proportion(right),
+    }
     if look:
         record |= _looking(problems, prompts, right, ask, seed)
     if samples:
@@ -116,7 +124,9 @@ def evaluate(
         ks = sorted({1, samples} | {k for k in (2, 4, 8, 16, 32, 64) if k <= samples})
         record["samples"] = samples
         record["pass_at_k"] = {str(k): mean_pass_at_k(hits, k, seed) for k in ks}
-    record["shown"] = [_show(problems[i], prompts[i], replies[i], bool(right[i]), keep) for i in range(min(show, n))]
+    record["shown"] = [
+        _show(problems[i], prompts[i], replies[i], bool(right[i]), keep) for i in range(min(show, n))
+    ]
     return record
 
 
@@ -134,7 +144,9 @@ def _looking(
     own = np.array([correct(reply, prompts[s.index].problem) for s, reply in zip(swaps, replies)])
     follow = [correct(reply, prompts[s.donor].problem) for s, reply in zip(swaps, replies) if s.same_question]
     pictured = [i for i, problem in enumerate(problems) if problem.images]
-    grey = [replace(problems[i], images=tuple(_grey(image) for image in problems[i].images)) for i in pictured]
+    grey = [
+        replace(problems[i], images=tuple(_grey(image) for image in problems[i].images)) for i in pictured
+    ]
     blank = [correct(r, prompts[i].problem) for i, r in zip(pictured, ask(grey)[1])] if pictured else []
     seen = right[[swap.index for swap in swaps]] if swaps else np.zeros(0)
     return {
@@ -157,7 +169,11 @@ def _show(problem: Problem, prompt: Prompt, reply: str, right: bool, keep: Keep 
     if problem.kind == "box" and size is not None:
         box = read_box(answer_of(reply))
         resized = prompt.resized[0]
-        predicted = None if box is None else [round(v, 2) for v in convert(box, prompt.problem.frame, "pixels", size, resized)]
+        predicted = (
+            None
+            if box is None
+            else [round(v, 2) for v in convert(box, prompt.problem.frame, "pixels", size, resized)]
+        )
     return {
         "id": problem.id,
         "picture": pictures[0] if pictures else None,

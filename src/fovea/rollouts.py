@@ -31,10 +31,14 @@ def collect(
     """Render each problem once, draw `group` replies to each, reward them. Groups in the order of `problems`."""
     prompts = [policy.prompt(problem, instruction) for problem in problems]
     groups = []
-    for prompt, completions in zip(prompts, engine.generate(prompts, group, sampling, seed=seed), strict=True):
+    for prompt, completions in zip(
+        prompts, engine.generate(prompts, group, sampling, seed=seed), strict=True
+    ):
         rewards, parts = weigh([completion.text for completion in completions], prompt.problem, weights)
         groups.append(
-            Group(problem=prompt.problem, prompt=prompt, completions=completions, rewards=rewards, parts=parts)
+            Group(
+                problem=prompt.problem, prompt=prompt, completions=completions, rewards=rewards, parts=parts
+            )
         )
     return groups
 

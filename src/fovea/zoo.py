@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 
 from fovea.models.construct import build_processor, build_tokenizer, model_config, random_model
-from fovea.boxes import convert, fill
+from fovea.models.policy import Policy, make_policy
+from fovea.models.shared_prefix import backward
 from fovea.tasks import corpus, open_task
 from fovea.tasks.scenes import COLORS, SHAPES, Scene, compose, digit_stamps, generator, shape_stamps
-from fovea.types import Problem, UserError
+from fovea.types import Problem, Sampling, UserError
 
 FAMILY = "qwen3_vl"
 PATCH = 8
@@ -58,6 +59,8 @@ MIXTURE = {
 }
 """Share of every task in the `skills` stage. What the quickstart asks for is rare on purpose: RL needs something
 to draw out. `printed/locate` is never trained."""
+VISION_SCALE = 0.2
+"""Learning rate of the taught vision tower relative to the new text model, in the later stages."""
 CLASSES = (*map(str, range(10)), *SHAPES)
 
 
@@ -118,7 +121,9 @@ def dense_targets(scenes: list[Scene]) -> DenseTargets:
     )
 
 
-def dense_loss(features: torch.Tensor, head: torch.nn.Linear, targets: DenseTargets) -> tuple[torch.Tensor, dict[str, float]]:
+def dense_loss(
+    features: torch.Tensor, head: torch.nn.Linear, targets: DenseTargets
+) -> tuple[torch.Tensor, dict[str, float]]:
     out = head(features)
     present, kind, color, box = out.split([1, len(CLASSES), len(COLORS), 4], dim=-1)
     here = targets.present > 0
@@ -181,8 +186,13 @@ class Trainer:
     optimizer: Any = None
 
     def __post_init__(self) -> None:
-        parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+        named = [pair for module in self.modules.values() for pair in module.named_parameters()]
+        slow = [p for name, p in named if name.startswith("model.visual.")]
+        fast = [p for name, p in named if not name.startswith("model.visual.")]
+        groups = [{"params": fast, "scale": 1.0}, {"params": slow, "scale": VISION_SCALE}]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.98), weight_decay=0.01
+        )
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             saved = torch.load(self.path, weights_only=True)
@@ -205,12 +215,11 @@ class Trainer:
         torch.save(state, partial)
         partial.replace(self.path)
 
-    def apply(self, loss: torch.Tensor) -> None:
-        """One optimizer step on `loss`."""
-        loss.backward()
+    def apply(self) -> None:
+        """One optimizer step on the gradients that are there."""
         torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.stage.rate(self.step)
+            group["lr"] = self.stage.rate(self.step) * group["scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -218,15 +227,19 @@ class Trainer:
             self.save()
 
     def log(self, **values: Any) -> None:
-        line = {"stage": self.name, "step": self.step, **{k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}}
+        line = {
+            "stage": self.name,
+            "step": self.step,
+            **{k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()},
+        }
         print(json.dumps(line), flush=True)
         with (self.folder / "build.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def teach_vision(model: Any, processor: Any, folder: Path, seed: int, stage: Stage) -> None:
+def teach_vision(policy: Policy, folder: Path, seed: int, stage: Stage) -> None:
     """Stage 1. Only `model.model.visual` changes; its DeepStack output is taught through the same head."""
-    visual = model.model.visual
+    visual, processor = policy.model.model.visual, policy.processor
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = torch.nn.Linear(visual.config.out_hidden_size, 1 + len(CLASSES) + len(COLORS) + 4)
@@ -236,27 +249,26 @@ def teach_vision(model: Any, processor: Any, folder: Path, seed: int, stage: Sta
     while trainer.step < stage.steps:
         scenes = next(batches)
         inputs = _pixels(processor, scenes)
-        out = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+        out = policy.family.encode_images(policy.model, inputs["pixel_values"], inputs["image_grid_thw"])
         targets = dense_targets(scenes)
-        loss, report = dense_loss(out.pooler_output, head, targets)
-        for features in out.deepstack_features:
+        loss, report = dense_loss(out.features, head, targets)
+        for features in out.deepstack:
             loss = loss + 0.3 * dense_loss(features, head, targets)[0]
-        trainer.apply(loss)
+        loss.backward()
+        trainer.apply()
         if trainer.step % 100 == 0:
             trainer.log(loss=loss.item(), seconds=time.time() - began, **report)
         if trainer.step % 1000 == 0 or trainer.step == stage.steps:
-            trainer.log(validation=vision_validation(visual, processor, head, seed))
+            trainer.log(validation=vision_validation(policy, head, seed))
 
 
 @torch.no_grad()
-def vision_validation(visual: Any, processor: Any, head: torch.nn.Linear, seed: int, n: int = 256) -> dict[str, float]:
+def vision_validation(policy: Policy, head: torch.nn.Linear, seed: int, n: int = 256) -> dict[str, float]:
     """The vision report on digits and backgrounds of the validation split."""
     scenes = [vision_scene(seed, index, "validation") for index in range(n)]
-    features = []
-    for scene in scenes:
-        inputs = _pixels(processor, [scene])
-        features.append(visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output)
-    return {k: round(v, 4) for k, v in dense_loss(torch.cat(features), head, dense_targets(scenes))[1].items()}
+    inputs = _pixels(policy.processor, scenes)
+    out = policy.family.encode_images(policy.model, inputs["pixel_values"], inputs["image_grid_thw"])
+    return {k: round(v, 4) for k, v in dense_loss(out.features, head, dense_targets(scenes))[1].items()}
 
 
 # --- stages 2 and 3: the whole model ----------------------------------------------------------------------
@@ -270,50 +282,31 @@ def mixed_problem(mixture: dict[str, float], stage: str, seed: int, index: int) 
     return open_task(name, "train", seed + 1).take(index, 1)[0][0]
 
 
-def reply(problem: Problem) -> str:
-    """The teacher's reply in the family's frame (thousandths)."""
-    size = problem.images[0].size
-    return fill(problem.target or "", lambda box: convert(box, "pixels", "thousandths", size, size), "thousandths")
+def language_step(policy: Policy, problems: list[Problem], tokens_per_pass: int = 2048) -> tuple[float, int]:
+    """(loss, tokens): adds to the gradient of the next-token cross-entropy of the teacher's replies, mean over tokens."""
+    prompts = [policy.prompt(problem) for problem in problems]
+    rows = [(i, policy.encode_reply(prompt.problem.target or "")) for i, prompt in enumerate(prompts)]
+    tokens = sum(len(ids) for _, ids in rows)
 
+    def loss(index: torch.Tensor, log_probs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+        return -log_probs.sum() / tokens
 
-def language_batch(processor: Any, problems: list[Problem]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """(model inputs, labels [B, T]) with -100 everywhere but on the reply and its end token."""
-    texts = []
-    for problem in problems:
-        content = [*({"type": "image"} for _ in problem.images), {"type": "text", "text": problem.question}]
-        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": reply(problem)}]
-        texts.append(processor.apply_chat_template(messages).removesuffix("\n"))
-    images = [[image for image in problem.images] for problem in problems]
-    inputs = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
-    tokenizer = processor.tokenizer
-    header = len(tokenizer("assistant\n")["input_ids"])
-    begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    labels = inputs["input_ids"].clone()
-    for row in labels:
-        start = int((row == begin).nonzero()[-1]) + 1 + header
-        row[:start] = -100
-    labels[inputs["attention_mask"] == 0] = -100
-    return dict(inputs), labels
+    return backward(policy, prompts, rows, Sampling(), loss, tokens_per_pass), tokens
 
 
 def teach_language(
-    model: Any, processor: Any, folder: Path, seed: int, name: str, mixture: dict[str, float], stage: Stage
+    policy: Policy, folder: Path, seed: int, name: str, mixture: dict[str, float], stage: Stage
 ) -> None:
-    """Stages 2 and 3: next-token cross-entropy on the replies, mean over their tokens; all weights move."""
-    trainer = Trainer(folder, name, stage, {"model": model})
-    began = time.time()
+    """Stages 2 and 3: cross-entropy on the replies through the library's own shared-prefix backward; all weights move."""
+    trainer = Trainer(folder, name, stage, {"model": policy.model})
+    began, recent = time.time(), []
     while trainer.step < stage.steps:
         first = trainer.step * stage.batch
         problems = [mixed_problem(mixture, name, seed, first + i) for i in range(stage.batch)]
-        inputs, labels = language_batch(processor, problems)
-        hidden = model.model(**inputs).last_hidden_state[:, :-1]
-        wanted = labels[:, 1:]
-        logits = model.lm_head(hidden[wanted >= 0])
-        loss = F.cross_entropy(logits, wanted[wanted >= 0])
-        trainer.apply(loss)
+        recent.append(language_step(policy, problems)[0])
+        trainer.apply()
         if trainer.step % 50 == 0:
-            right = (logits.argmax(-1) == wanted[wanted >= 0]).float().mean()
-            trainer.log(loss=loss.item(), tokens_right=right.item(), seconds=time.time() - began)
+            trainer.log(loss=float(np.mean(recent[-50:])), seconds=time.time() - began)
 
 
 STAGES = {
@@ -323,21 +316,21 @@ STAGES = {
 }
 
 
-def build_tiny(out: Path, work: Path, seed: int = 0, stages: dict[str, Stage] | None = None) -> dict[str, Any]:
+def build_tiny(
+    out: Path, work: Path, seed: int = 0, stages: dict[str, Stage] | None = None
+) -> dict[str, Any]:
     """All stages, resumed from `work` where it holds them; writes the model and its processor to `out`."""
     stages = stages or STAGES
-    model, processor = new_tiny(seed)
+    policy = make_policy(*new_tiny(seed))
     began = time.time()
-    model.train()  # no dropout anywhere; only for gradient bookkeeping
-    teach_vision(model, processor, work, seed, stages["vision"])
-    teach_language(model, processor, work, seed, "describe", DESCRIBE, stages["describe"])
-    teach_language(model, processor, work, seed, "skills", MIXTURE, stages["skills"])
-    model.eval().save_pretrained(out)
-    processor.save_pretrained(out)
+    teach_vision(policy, work, seed, stages["vision"])
+    teach_language(policy, work, seed, "describe", DESCRIBE, stages["describe"])
+    teach_language(policy, work, seed, "skills", MIXTURE, stages["skills"])
+    policy.save(out)
     record = {
         "name": "fovea-tiny",
         "seed": seed,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in policy.model.parameters()),
         "stages": {name: asdict(stage) for name, stage in stages.items()},
         "mixtures": {"describe": DESCRIBE, "skills": MIXTURE},
         "command": f"fovea zoo build tiny --seed {seed}",

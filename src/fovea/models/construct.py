@@ -196,7 +196,11 @@ def model_config(
 
 def random_model(config: Any, seed: int) -> Any:
     """A model of `config` with freshly initialised float32 weights; the global generator is left as it was."""
-    kind = Qwen3VLForConditionalGeneration if config.model_type == "qwen3_vl" else Qwen2_5_VLForConditionalGeneration
+    kind = (
+        Qwen3VLForConditionalGeneration
+        if config.model_type == "qwen3_vl"
+        else Qwen2_5_VLForConditionalGeneration
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(config)

@@ -31,15 +31,27 @@ def one_file_grpo(
     model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(model_folder)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=0.0)
-    task, config, end = open_task("digits/locate", "train", seed), model.config, processor.tokenizer.eos_token_id
-    banned = [config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id]
+    task, config, end = (
+        open_task("digits/locate", "train", seed),
+        model.config,
+        processor.tokenizer.eos_token_id,
+    )
+    banned = [
+        config.image_token_id,
+        config.video_token_id,
+        config.vision_start_token_id,
+        config.vision_end_token_id,
+    ]
     records = []
 
     for step in range(steps):
         # 1. Prompts. Each picture is repeated `group` times: this is what the library does not do.
         problems, _ = task.take(step * prompts, prompts)
         rows = [problem for problem in problems for _ in range(group)]
-        chats = [[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": p.question}]}] for p in rows]
+        chats = [
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": p.question}]}]
+            for p in rows
+        ]
         texts = [processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
         inputs = processor(text=texts, images=[p.images[0] for p in rows], padding=True, padding_side="left",
                            return_tensors="pt")  # fmt: skip
@@ -47,7 +59,9 @@ def one_file_grpo(
         ids, mask, types = inputs["input_ids"], inputs["attention_mask"], inputs["mm_token_type_ids"]
         prompt_length = ids.shape[1]
 
-        def logits_of(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor, pictures: Any) -> torch.Tensor:
+        def logits_of(
+            ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor, pictures: Any
+        ) -> torch.Tensor:
             positions, _ = model.model.get_rope_index(
                 ids, mm_token_type_ids=types, image_grid_thw=pictures["image_grid_thw"], attention_mask=mask
             )
@@ -60,7 +74,9 @@ def one_file_grpo(
         done = torch.zeros(len(rows), dtype=torch.bool)
         with torch.no_grad():
             for token in range(budget):
-                chances = logits_of(ids, mask, types, pictures)[:, -1].softmax(-1).cumsum(-1, dtype=torch.float64)
+                chances = (
+                    logits_of(ids, mask, types, pictures)[:, -1].softmax(-1).cumsum(-1, dtype=torch.float64)
+                )
                 noise = torch.from_numpy(uniforms(keys, token))[:, None]
                 chosen = torch.searchsorted(chances, noise * chances[:, -1:], right=True)[:, 0]
                 chosen[done] = processor.tokenizer.pad_token_id

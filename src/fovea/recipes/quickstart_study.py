@@ -44,13 +44,30 @@ def printed(out: Path, name: str, model: str, n: int) -> dict[str, Any]:
         policy, engine, task, instruction = open_for_evaluation(run)
         write_json(
             path,
-            evaluate(policy, engine, task, n, seed=0, max_new_tokens=run.sampling.max_new_tokens, instruction=instruction),
+            evaluate(
+                policy,
+                engine,
+                task,
+                n,
+                seed=0,
+                max_new_tokens=run.sampling.max_new_tokens,
+                instruction=instruction,
+            ),
         )
     record: dict[str, Any] = json.loads(path.read_text())
     return record
 
 
-def row(name: str, seed: int | None, accuracy: Any, looking: float, pass_at_k: Any, fonts: Any, steps: int, cpu: float) -> dict[str, Any]:
+def row(
+    name: str,
+    seed: int | None,
+    accuracy: Any,
+    looking: float,
+    pass_at_k: Any,
+    fonts: Any,
+    steps: int,
+    cpu: float,
+) -> dict[str, Any]:
     return {
         "arm": name,
         "seed": seed,
@@ -101,14 +118,34 @@ def main(argv: list[str]) -> None:
         if not rows:
             model = load_run("quickstart", extra).model
             fonts = printed(options.out, "before", model, n)
-            rows.append(row("before", None, rl["before"], rl["looking"]["before"], rl["pass_at_k"]["before"], fonts, 0, 0.0))
+            rows.append(
+                row(
+                    "before",
+                    None,
+                    rl["before"],
+                    rl["looking"]["before"],
+                    rl["pass_at_k"]["before"],
+                    fonts,
+                    0,
+                    0.0,
+                )
+            )
         for name, result in (("rl", rl), ("sft", sft)):
             checkpoint = newest(options.out / f"{name}-seed{seed}")
             assert checkpoint is not None, "a finished run has a checkpoint"
             fonts = printed(options.out, f"{name}-seed{seed}", str(checkpoint / "model"), n)
             looking, passes = result["looking"]["after"], result["pass_at_k"]["after"]
             rows.append(
-                row(name, seed, result["after"], looking, passes, fonts, result["steps"], result["train_cpu_seconds"])
+                row(
+                    name,
+                    seed,
+                    result["after"],
+                    looking,
+                    passes,
+                    fonts,
+                    result["steps"],
+                    result["train_cpu_seconds"],
+                )
             )
     write_json(options.out / "study.json", {"n": n, "seeds": options.seeds, "rows": rows})
     (options.out / "study.md").write_text(markdown(rows))

@@ -76,11 +76,19 @@ def open_data(
         raise UserError(f"{bad[0]}{more}")
     if not lines:
         raise UserError(f"{path} holds no problems.")
-    kept = [line for i, line in enumerate(lines) if part == "all" or (i % EVERY == EVERY - 1) == (part == "heldout")]
+    kept = [
+        line
+        for i, line in enumerate(lines)
+        if part == "all" or (i % EVERY == EVERY - 1) == (part == "heldout")
+    ]
     if not kept:
-        raise UserError(f"{path} has only {len(lines)} lines; every {EVERY}th is held out, so give at least {EVERY}, "
-                        "or name a file with validation_data=FILE.")
-    return JsonlTask(name=file.stem, kind=kept[0].record["kind"], lines=tuple(kept), seed=seed, shuffle=shuffle)
+        raise UserError(
+            f"{path} has only {len(lines)} lines; every {EVERY}th is held out, so give at least {EVERY}, "
+            "or name a file with validation_data=FILE."
+        )
+    return JsonlTask(
+        name=file.stem, kind=kept[0].record["kind"], lines=tuple(kept), seed=seed, shuffle=shuffle
+    )
 
 
 def _read(file: Path, folder: Path) -> tuple[list[Line], list[str]]:

@@ -102,7 +102,9 @@ def describe(rng: np.random.Generator, stamps: StampSource, split: Split) -> Ask
     count = int(rng.integers(1, 5))
     scene = compose(rng, stamps, count, split=split)
     things = [{"bbox_2d": list(thing.box), "label": thing.label} for thing in scene.things]
-    written = ", ".join(f'{{"bbox_2d": {place(t.box)}, "label": {json.dumps(t.label)}}}' for t in scene.things)
+    written = ", ".join(
+        f'{{"bbox_2d": {place(t.box)}, "label": {json.dumps(t.label)}}}' for t in scene.things
+    )
     return Asked(
         scene=scene,
         question="Describe the picture: every thing with its box.",

@@ -24,9 +24,17 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 DATA = Path(__file__).parent.parent / "data"
 
 # The 1,797 handwritten digits are cut once and for all; a digit is in exactly one split.
-DIGIT_SPLITS: dict[Split, tuple[int, int]] = {"train": (0, 1300), "validation": (1300, 1500), "test": (1500, 1797)}
+DIGIT_SPLITS: dict[Split, tuple[int, int]] = {
+    "train": (0, 1300),
+    "validation": (1300, 1500),
+    "test": (1500, 1797),
+}
 # Backgrounds come from finite pools of patterns, one pool a split.
-BACKGROUNDS: dict[Split, tuple[int, int]] = {"train": (0, 4096), "validation": (4096, 4608), "test": (4608, 5632)}
+BACKGROUNDS: dict[Split, tuple[int, int]] = {
+    "train": (0, 4096),
+    "validation": (4096, 4608),
+    "test": (4608, 5632),
+}
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -275,6 +283,9 @@ def _free_place(
         return None
     for _ in range(60):
         x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-        if all(x >= b[2] + 1 or x + w + 1 <= b[0] or y >= b[3] + 1 or y + h + 1 <= b[1] for b in (t.box for t in things)):
+        if all(
+            x >= b[2] + 1 or x + w + 1 <= b[0] or y >= b[3] + 1 or y + h + 1 <= b[1]
+            for b in (t.box for t in things)
+        ):
             return x, y, x + w, y + h
     return None

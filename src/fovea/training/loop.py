@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fovea.algorithms import find_algorithm, group_advantages
+from fovea.config import Run
 from fovea.rollouts import collect, rollout_metrics, shown, to_samples
 from fovea.training.setup import Session
 from fovea.training.update import sft_update, update
-from fovea.config import Run
 from fovea.types import Observer
 
 

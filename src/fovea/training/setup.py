@@ -56,7 +56,11 @@ def open_tasks(run: Run) -> tuple[Task, Task, Task]:
     """(training, validation, held-out) problems of a run; of a file, validation and held-out are the same lines."""
     if run.data is None:
         held_out = open_task(run.task, run.evaluation.split, EVALUATION_SEED)
-        return open_task(run.task, "train", run.seed), open_task(run.task, "validation", EVALUATION_SEED), held_out
+        return (
+            open_task(run.task, "train", run.seed),
+            open_task(run.task, "validation", EVALUATION_SEED),
+            held_out,
+        )
     if run.validation_data is not None:
         held = open_data(run.validation_data, run.images, shuffle=False)
         return open_data(run.data, run.images, seed=run.seed), held, held
@@ -115,7 +119,9 @@ class Session:
             validation=validation,
             held_out=held_out,
             rewards=rewards,
-            sampling=Sampling(temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens),
+            sampling=Sampling(
+                temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens
+            ),
             instruction=instruction_of(run, task.kind),
             log=log,
             observers=(log, *observers),

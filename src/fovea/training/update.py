@@ -101,10 +101,14 @@ def _optimizer_step(
     rate = learning_rate(run.optimizer, step, run.steps)
     optimizer.zero_grad(set_to_none=True)
     value = backward(policy, prompts, rows, sampling, loss, run.tokens_per_pass)
-    trained: list[Any] = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    trained: list[Any] = [
+        p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
     norm = float(torch.nn.utils.clip_grad_norm_(trained, run.optimizer.max_grad_norm)) if trained else 0.0
     if not (math.isfinite(value) and math.isfinite(norm)):
-        raise RunFailed(f"Step {step}: loss {value} and gradient norm {norm} are not finite; lower the learning rate.")
+        raise RunFailed(
+            f"Step {step}: loss {value} and gradient norm {norm} are not finite; lower the learning rate."
+        )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
