@@ -11,6 +11,9 @@ from fovea.types import BoxFrame
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
+Box = tuple[float, float, float, float]
+"""(x1, y1, x2, y2)."""
+
 # In a target text a box stands as {box:12,8,30,31}, in the problem's own frame, until the model's is known.
 _PLACE = re.compile(r"\{box:(-?[\d.]+),(-?[\d.]+),(-?[\d.]+),(-?[\d.]+)\}")
 
@@ -22,9 +25,7 @@ def scale(frame: BoxFrame, size: Size, resized: Size) -> tuple[float, float]:
     return float(width), float(height)
 
 
-def convert(
-    box: Sequence[float], source: BoxFrame, target: BoxFrame, size: Size, resized: Size
-) -> tuple[float, ...]:
+def convert(box: Sequence[float], source: BoxFrame, target: BoxFrame, size: Size, resized: Size) -> Box:
     """(x1, y1, x2, y2) from one frame to another; exact up to float rounding, no clipping."""
     sx, sy = scale(source, size, resized)
     tx, ty = scale(target, size, resized)

@@ -131,7 +131,7 @@ def evaluate(
 def _evaluate(run: Run) -> dict[str, Any]:
     _still_libraries(run)
     from fovea.evaluation import evaluate as measure
-    from fovea.training.setup import open_for_evaluation
+    from fovea.training.setup import at_most, open_for_evaluation
 
     policy, engine, task, instruction = open_for_evaluation(run)
     section, sampling = run.evaluation, run.sampling
@@ -139,7 +139,7 @@ def _evaluate(run: Run) -> dict[str, Any]:
         policy,
         engine,
         task,
-        section.n,
+        at_most(section.n, task),
         seed=run.seed,
         max_new_tokens=sampling.max_new_tokens,
         instruction=instruction,
@@ -153,7 +153,7 @@ def _run_to_evaluate(model_or_run: str, overrides: list[str], named: dict[str, A
     """The run whose held-out problems are measured: a run folder's own recipe, or the defaults, changed."""
     from pydantic import ValidationError
 
-    from fovea.config import Run, _apply, _explain
+    from fovea.config import Run, apply_override, explain
     from fovea.runlog import newest_model, read_run, to_json
     from fovea.types import UserError
 
@@ -166,7 +166,7 @@ def _run_to_evaluate(model_or_run: str, overrides: list[str], named: dict[str, A
     # JSON is YAML, so a path with a colon stays one text.
     changes = [*overrides, *(f"{key}={to_json(value)}" for key, value in named.items())]
     for change in changes:
-        _apply(values, change)
+        apply_override(values, change)
     if trained_on and values["data"] is None and not any(change.startswith("task=") for change in changes):
         raise UserError(
             f"{model_or_run} was trained on {trained_on}; name held-out problems with --data or --task."
@@ -174,7 +174,7 @@ def _run_to_evaluate(model_or_run: str, overrides: list[str], named: dict[str, A
     try:
         return Run.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, "evaluate")) from None
+        raise UserError(explain(error, "evaluate")) from None
 
 
 def score(

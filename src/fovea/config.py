@@ -116,7 +116,7 @@ class Run(Section):
     run_dir: str | None = Field(default=None, description="default: runs/RECIPE-seedSEED")
     save_every: int = Field(default=0, ge=0, description="steps between checkpoints; 0: only the last")
     show_every: int = Field(
-        10, ge=0, description="steps between logged completions with their picture; 0: none"
+        default=10, ge=0, description="steps between logged completions with their picture; 0: none"
     )
     tokens_per_pass: int = Field(
         default=8192, ge=1, description="completion tokens in one forward and backward pass"
@@ -146,12 +146,12 @@ def load_run(recipe: str, overrides: list[str] | None = None) -> Run:
     """
     values = _read_recipe(recipe)
     for override in overrides or []:
-        _apply(values, override)
+        apply_override(values, override)
     values["recipe"] = values.get("recipe") or recipe
     try:
         return Run.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, recipe)) from None
+        raise UserError(explain(error, recipe)) from None
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     """Set one dotted `key=value`; the value is read as YAML (numbers, lists and null as in a recipe)."""
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -197,7 +197,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _explain(error: ValidationError, recipe: str) -> str:
+def explain(error: ValidationError, recipe: str) -> str:
     """The first thing that is wrong, as one sentence with the fix."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])

@@ -147,10 +147,21 @@ class Reward(Protocol):
 class Task(Protocol):
     """An endless or finite source of problems."""
 
-    name: str
-    kind: AnswerKind
-    chance: float
-    """Accuracy of the best guesser that does not look, measured or derived (0 to 1)."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> AnswerKind: ...
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of the best guesser that does not look, measured or derived (0 to 1)."""
+        ...
+
+    @property
+    def size(self) -> int | None:
+        """How many different problems there are; None if there is no end to them."""
+        ...
 
     def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
         """The next `n` problems and the next cursor. Problem i depends on (seed, i) alone."""

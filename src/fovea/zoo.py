@@ -27,13 +27,13 @@ from fovea.models.construct import build_processor, build_tokenizer, model_confi
 from fovea.models.policy import Policy, make_policy
 from fovea.models.shared_prefix import backward
 from fovea.tasks import corpus, open_task
-from fovea.tasks.scenes import COLORS, SHAPES, Scene, compose, digit_stamps, generator, shape_stamps
+from fovea.tasks.scenes import COLORS, SHAPES, Scene, Split, compose, digit_stamps, generator, shape_stamps
 from fovea.types import Problem, Sampling, UserError
 
 FAMILY = "qwen3_vl"
 PATCH = 8
 CELL = 2 * PATCH  # pixels of one merged token
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 1024,
     "text_layers": 4,
     "text_width": 256,
@@ -88,7 +88,7 @@ class DenseTargets:
     """float32 [N, 4], corners relative to the cell's centre, in cells."""
 
 
-def vision_scene(seed: int, index: int, split: str = "train") -> Scene:
+def vision_scene(seed: int, index: int, split: Split = "train") -> Scene:
     """Picture `index` of the vision stage: 70 % digits, 30 % shapes, crowded because every thing is a label."""
     rng = generator("zoo-vision", split, seed, index)
     stamps = digit_stamps if rng.random() < 0.7 else shape_stamps
@@ -112,7 +112,10 @@ def dense_targets(scenes: list[Scene]) -> DenseTargets:
             if len(words) == 2:
                 c[cell] = list(COLORS).index(words[0])
             b[cell] = np.array(thing.box, np.float32) / CELL - (np.array([column, row, column, row]) + 0.5)
-        present.append(p), kind.append(k), color.append(c), box.append(b)
+        present.append(p)
+        kind.append(k)
+        color.append(c)
+        box.append(b)
     return DenseTargets(
         present=torch.from_numpy(np.concatenate(present)),
         kind=torch.from_numpy(np.concatenate(kind)),
@@ -283,7 +286,7 @@ def mixed_problem(mixture: dict[str, float], stage: str, seed: int, index: int) 
 
 
 def language_step(policy: Policy, problems: list[Problem], tokens_per_pass: int = 2048) -> tuple[float, int]:
-    """(loss, tokens): adds to the gradient of the next-token cross-entropy of the teacher's replies, mean over tokens."""
+    """(loss, tokens): adds the gradient of the teacher's replies' cross-entropy, mean over tokens."""
     prompts = [policy.prompt(problem) for problem in problems]
     rows = [(i, policy.encode_reply(prompt.problem.target or "")) for i, prompt in enumerate(prompts)]
     tokens = sum(len(ids) for _, ids in rows)
@@ -297,7 +300,7 @@ def language_step(policy: Policy, problems: list[Problem], tokens_per_pass: int 
 def teach_language(
     policy: Policy, folder: Path, seed: int, name: str, mixture: dict[str, float], stage: Stage
 ) -> None:
-    """Stages 2 and 3: cross-entropy on the replies through the library's own shared-prefix backward; all weights move."""
+    """Stages 2 and 3: cross-entropy on the replies, through the shared-prefix backward; all weights move."""
     trainer = Trainer(folder, name, stage, {"model": policy.model})
     began, recent = time.time(), []
     while trainer.step < stage.steps:

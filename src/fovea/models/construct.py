@@ -7,7 +7,7 @@ model of their own: that one comes with its processor.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -107,7 +107,7 @@ def build_processor(
 ) -> Any:
     """The family's own processor around `tokenizer`; pictures are resized to multiples of 2 * `patch_size`."""
     processor, video_processor = PROCESSORS[family]
-    grid = {"patch_size": patch_size, "merge_size": 2, "temporal_patch_size": 2}
+    grid: dict[str, Any] = {"patch_size": patch_size, "merge_size": 2, "temporal_patch_size": 2}
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     images = Qwen2VLImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, **grid)
     return processor(
@@ -142,11 +142,12 @@ def model_config(
     """A small config of a family; the defaults give 4 to 6 million weights. Embeddings are untied."""
 
     def token(name: str) -> int:
-        return int(tokenizer.convert_tokens_to_ids(name))
+        return cast(int, tokenizer.convert_tokens_to_ids(name))
 
     half = head_dim // 2
     section = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
-    text = {
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
+    text: dict[str, Any] = {
         "vocab_size": max(vocab_size, len(tokenizer)),
         "hidden_size": text_width,
         "intermediate_size": text_mlp,
@@ -156,12 +157,12 @@ def model_config(
         "head_dim": head_dim,
         "max_position_embeddings": context,
         "initializer_range": initializer_range,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section},
+        "rope_parameters": rope,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    vision = {
+    vision: dict[str, Any] = {
         "depth": vision_layers,
         "hidden_size": vision_width,
         "intermediate_size": vision_mlp,
@@ -172,7 +173,7 @@ def model_config(
         "out_hidden_size": text_width,
         "initializer_range": initializer_range,
     }
-    ids = {
+    ids: dict[str, Any] = {
         "image_token_id": token("<|image_pad|>"),
         "video_token_id": token("<|video_pad|>"),
         "vision_start_token_id": token("<|vision_start|>"),
@@ -184,7 +185,7 @@ def model_config(
             "deepstack_visual_indexes": list(deepstack),
             "hidden_act": "gelu_pytorch_tanh",
         }
-        text["rope_parameters"]["mrope_interleaved"] = True
+        rope["mrope_interleaved"] = True
         return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
     if family == "qwen2_5_vl":
         text.pop("head_dim")  # this family derives it from the width

@@ -92,6 +92,10 @@ class SceneTask:
     def chance(self) -> float:
         return TASKS[self.name].chance
 
+    @property
+    def size(self) -> None:
+        return None
+
     def problem(self, index: int) -> Problem:
         """Problem `index`, drawn anew."""
         spec = TASKS[self.name]
@@ -120,7 +124,7 @@ def open_task(name: str, split: str = "train", seed: int = 0) -> Task:
         raise UserError(f"There is no task {name!r}{hint}; known: {', '.join(TASKS)}.")
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}; known: {', '.join(SPLITS)}.")
-    return SceneTask(name=name, split=split, seed=seed)  # type: ignore[arg-type]
+    return SceneTask(name=name, split=split, seed=seed)
 
 
 # Formats and words that the embedded model's tokenizer should write in few tokens although no task here uses

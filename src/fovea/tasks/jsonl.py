@@ -13,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -46,6 +46,10 @@ class JsonlTask:
     seed: int
     shuffle: bool = True
     chance: float = 0.0
+
+    @property
+    def size(self) -> int:
+        return len(self.lines)
 
     def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
         return [self._problem(position) for position in range(cursor, cursor + n)], cursor + n
@@ -155,7 +159,7 @@ def _kind(record: dict[str, Any]) -> AnswerKind:
         raise UserError(f'"frame" {record["frame"]!r} is unknown; known: pixels, thousandths, unit.')
     if kind == "box" and len(record.get("images", [record.get("image")])) != 1:
         raise UserError("a box needs exactly one picture.")
-    return kind  # type: ignore[no-any-return]
+    return cast(AnswerKind, kind)
 
 
 def to_problem(line: Line, task: str) -> Problem:

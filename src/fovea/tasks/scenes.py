@@ -99,6 +99,7 @@ def background(pattern: int, width: int, height: int) -> np.ndarray:
     kind = rng.integers(6)
     angle = rng.uniform(0, np.pi)
     along = np.cos(angle) * x + np.sin(angle) * y
+    mix: np.ndarray
     if kind == 0:  # plain
         mix = np.zeros((height, width), np.float32)
     elif kind == 1:  # gradient

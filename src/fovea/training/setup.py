@@ -20,7 +20,7 @@ from fovea.rewards import check_weights, default_rewards
 from fovea.runlog import RunLog, describe_run, run_folder
 from fovea.tasks import open_data, open_task
 from fovea.training.update import make_optimizer
-from fovea.types import AnswerKind, Observer, Sampling, Task, UserError
+from fovea.types import AnswerKind, Observer, Sampling, Task
 
 EVALUATION_SEED = 1_000_003
 """Built-in tasks' held-out problems are the same whatever the run's seed, so that runs can be compared."""
@@ -73,6 +73,11 @@ def instruction_of(run: Run, kind: AnswerKind) -> str | None:
     if run.instruction is not None:
         return run.instruction or None
     return INSTRUCTIONS.get(kind) if run.data is not None else None
+
+
+def at_most(n: int, task: Task) -> int:
+    """`n`, or all there is: a problem is never counted twice."""
+    return n if task.size is None else min(n, task.size)
 
 
 @dataclass(kw_only=True)
@@ -154,11 +159,12 @@ class Session:
     def evaluate(self, phase: str) -> None:
         """One line of evaluations.jsonl: the held-out split before and after, the validation split on the way."""
         section, during = self.run.evaluation, phase == "during"
+        task = self.validation if during else self.held_out
         record = evaluate(
             self.policy,
             self.engine,
-            self.validation if during else self.held_out,
-            section.during if during else section.n,
+            task,
+            at_most(section.during if during else section.n, task),
             seed=self.run.seed,
             max_new_tokens=self.run.sampling.max_new_tokens,
             instruction=self.instruction,
@@ -167,9 +173,8 @@ class Session:
             show=0 if during else 12,
             keep=self.log.pictures,
         )
-        split = "validation" if during else section.split
-        if self.run.data is not None:
-            split = "held-out lines"
+        name = "validation" if during else section.split
+        split = "held-out lines" if self.run.data is not None else name
         record = {"step": self.done, "phase": phase, "split": split} | record
         self.evaluations[phase] = record
         for observer in self.observers:
@@ -208,10 +213,8 @@ def open_for_evaluation(run: Run) -> tuple[Policy, SharedPrefillEngine, Task, st
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     if run.data is None:
-        task = open_task(run.task, run.evaluation.split, EVALUATION_SEED + run.seed)
+        task: Task = open_task(run.task, run.evaluation.split, EVALUATION_SEED + run.seed)
     else:
         task = open_data(run.data, run.images, shuffle=False)
-        if run.evaluation.n > len(task.lines):
-            raise UserError(f"{run.data} has {len(task.lines)} problems but n={run.evaluation.n}; lower n.")
     policy = load_policy(run.model, device=run.device, dtype=run.dtype, download=run.download)
     return policy, SharedPrefillEngine(policy), task, instruction_of(run, task.kind)
