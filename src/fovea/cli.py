@@ -345,6 +345,7 @@ def zoo_build(
         "work/fovea-tiny"
     ),
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the batches.")] = 1,
     json: Json = False,
 ) -> None:
     """Make an embedded model again from nothing, by its seeded script. May be stopped and resumed."""
@@ -354,7 +355,7 @@ def zoo_build(
         raise UserError(f"There is no embedded model {name!r}; known: tiny.")
     from fovea.zoo import build_tiny
 
-    record = build_tiny(out, work, seed)
+    record = build_tiny(out, work, seed, processes=processes)
     if json:
         _print_json(record)
     else:

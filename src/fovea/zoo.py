@@ -13,6 +13,7 @@ No wrong labels are planted and nothing is stopped early. Only the train split o
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from fovea.models.construct import build_processor, build_tokenizer, model_config, random_model
@@ -28,7 +30,7 @@ from fovea.models.policy import Policy, make_policy
 from fovea.models.shared_prefix import backward
 from fovea.tasks import corpus, open_task
 from fovea.tasks.scenes import COLORS, SHAPES, Scene, Split, compose, digit_stamps, generator, shape_stamps
-from fovea.types import Problem, Sampling, UserError
+from fovea.types import Problem, RunFailed, Sampling
 
 FAMILY = "qwen3_vl"
 PATCH = 8
@@ -209,6 +211,8 @@ class Trainer:
         return self.folder / f"{self.name}.pt"
 
     def save(self) -> None:
+        if _rank() > 0:
+            return
         state = {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
@@ -219,7 +223,9 @@ class Trainer:
         partial.replace(self.path)
 
     def apply(self) -> None:
-        """One optimizer step on the gradients that are there."""
+        """One optimizer step on the gradients that are there, summed over processes."""
+        if dist.is_initialized():
+            _sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]])
         torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.stage.rate(self.step) * group["scale"]
@@ -230,6 +236,8 @@ class Trainer:
             self.save()
 
     def log(self, **values: Any) -> None:
+        if _rank() > 0:
+            return
         line = {
             "stage": self.name,
             "step": self.step,
@@ -240,12 +248,37 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
 
 
+def _dense_head(policy: Policy, seed: int) -> torch.nn.Linear:
+    """The linear head that is thrown away."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return torch.nn.Linear(
+            policy.model.config.text_config.hidden_size, 1 + len(CLASSES) + len(COLORS) + 4
+        )
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _share(problems: list[Problem]) -> list[Problem]:
+    """This process's part of a batch."""
+    return problems[_rank() :: dist.get_world_size()] if dist.is_initialized() else problems
+
+
+def _sum_gradients(parameters: list[torch.Tensor]) -> None:
+    """Add up gradients over processes (none at all counts as zero)."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)
+
+
 def teach_vision(policy: Policy, folder: Path, seed: int, stage: Stage) -> None:
     """Stage 1. Only `model.model.visual` changes; its DeepStack output is taught through the same head."""
     visual, processor = policy.model.model.visual, policy.processor
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = torch.nn.Linear(visual.config.out_hidden_size, 1 + len(CLASSES) + len(COLORS) + 4)
+    head = _dense_head(policy, seed)
     trainer = Trainer(folder, "vision", stage, {"visual": visual, "head": head})
     batches = vision_batches(seed, trainer.step * stage.batch, stage.batch)
     began = time.time()
@@ -285,16 +318,21 @@ def mixed_problem(mixture: dict[str, float], stage: str, seed: int, index: int) 
     return open_task(name, "train", seed + 1).take(index, 1)[0][0]
 
 
-def language_step(policy: Policy, problems: list[Problem], tokens_per_pass: int = 2048) -> tuple[float, int]:
-    """(loss, tokens): adds the gradient of the teacher's replies' cross-entropy, mean over tokens."""
+def language_step(policy: Policy, problems: list[Problem], tokens_per_pass: int = 2048) -> float:
+    """Adds the gradient of the teacher's replies' cross-entropy, mean over the tokens of all processes' problems."""
     prompts = [policy.prompt(problem) for problem in problems]
     rows = [(i, policy.encode_reply(prompt.problem.target or "")) for i, prompt in enumerate(prompts)]
-    tokens = sum(len(ids) for _, ids in rows)
+    tokens = torch.tensor(float(sum(len(ids) for _, ids in rows)))
+    if dist.is_initialized():
+        dist.all_reduce(tokens)
 
     def loss(index: torch.Tensor, log_probs: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
         return -log_probs.sum() / tokens
 
-    return backward(policy, prompts, rows, Sampling(), loss, tokens_per_pass), tokens
+    value = torch.tensor(backward(policy, prompts, rows, Sampling(), loss, tokens_per_pass))
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return float(value)
 
 
 def teach_language(
@@ -306,7 +344,7 @@ def teach_language(
     while trainer.step < stage.steps:
         first = trainer.step * stage.batch
         problems = [mixed_problem(mixture, name, seed, first + i) for i in range(stage.batch)]
-        recent.append(language_step(policy, problems)[0])
+        recent.append(language_step(policy, _share(problems)))
         trainer.apply()
         if trainer.step % 50 == 0:
             trainer.log(loss=float(np.mean(recent[-50:])), seconds=time.time() - began)
@@ -320,31 +358,66 @@ STAGES = {
 
 
 def build_tiny(
-    out: Path, work: Path, seed: int = 0, stages: dict[str, Stage] | None = None
+    out: Path, work: Path, seed: int = 0, stages: dict[str, Stage] | None = None, processes: int = 1
 ) -> dict[str, Any]:
-    """All stages, resumed from `work` where it holds them; writes the model and its processor to `out`."""
-    stages = stages or STAGES
-    policy = make_policy(*new_tiny(seed))
+    """All stages, resumed from `work` where it holds them; writes the model and its processor to `out`.
+
+    `processes` share the batches of the language stages (one thread each; on a CPU they use the cores far better
+    than threads do). Their number changes the weights only through the order of float additions.
+    """
     began = time.time()
-    teach_vision(policy, work, seed, stages["vision"])
-    teach_language(policy, work, seed, "describe", DESCRIBE, stages["describe"])
-    teach_language(policy, work, seed, "skills", MIXTURE, stages["skills"])
+    stages = stages or STAGES
+    teach_vision(make_policy(*new_tiny(seed)), work, seed, stages["vision"])
+    if processes > 1:
+        context = torch.multiprocessing.get_context("spawn")
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (processes, f"file://{folder}/meet", work, seed, stages)
+            workers = [
+                context.Process(target=_language_worker, args=(i, *arguments)) for i in range(processes)
+            ]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+        if any(worker.exitcode for worker in workers):
+            raise RunFailed(
+                "A process of the zoo's build failed; its message is above. Start again to go on."
+            )
+    policy = language_stages(work, seed, stages)  # with several processes: only loads what they saved
     policy.save(out)
     record = {
         "name": "fovea-tiny",
         "seed": seed,
+        "processes": processes,
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "stages": {name: asdict(stage) for name, stage in stages.items()},
         "mixtures": {"describe": DESCRIBE, "skills": MIXTURE},
-        "command": f"fovea zoo build tiny --seed {seed}",
+        "command": f"fovea zoo build tiny --seed {seed} --processes {processes}",
         "seconds": round(time.time() - began, 1),
     }
     (out / "build.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
 
-def build(name: str, out: Path, seed: int = 0) -> dict[str, Any]:
-    """`fovea zoo build NAME`. Raises UserError for a name that is not in the zoo."""
-    if name != "tiny":
-        raise UserError(f"There is no model {name!r} in the zoo; known: tiny.")
-    return build_tiny(out, out.with_name(f"{out.name}-build"), seed)
+def language_stages(work: Path, seed: int, stages: dict[str, Stage]) -> Policy:
+    """Stages 2 and 3 on the vision tower of stage 1."""
+    policy = make_policy(*new_tiny(seed))
+    Trainer(
+        work,
+        "vision",
+        stages["vision"],
+        {"visual": policy.model.model.visual, "head": _dense_head(policy, seed)},
+    )
+    teach_language(policy, work, seed, "describe", DESCRIBE, stages["describe"])
+    teach_language(policy, work, seed, "skills", MIXTURE, stages["skills"])
+    return policy
+
+
+def _language_worker(
+    rank: int, processes: int, meet: str, work: Path, seed: int, stages: dict[str, Stage]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=processes)
+    language_stages(work, seed, stages)
+    dist.destroy_process_group()
+

@@ -33,6 +33,11 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "fovea_shared_prefix"
 
+# PyTorch's CPU kernels that return the logsumexp are private names; without them the explicit path serves.
+_CPU_KERNELS = all(
+    hasattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{end}") for end in ("", "_backward")
+)
+
 # Scores of the explicit (not CPU) path are made for so many (query, key) pairs at a time.
 _SCORES_AT_ONCE = 2**24
 
@@ -284,7 +289,7 @@ def attend_block(
     `mask` [B, 1, 1, m] is added to the scores. The CPU has a kernel that returns the logsumexp and knows
     grouped heads; elsewhere the scores are made explicitly, a bounded number at a time.
     """
-    if q.device.type == "cpu":
+    if q.device.type == "cpu" and _CPU_KERNELS:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         if mask is not None:
             mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
@@ -322,7 +327,7 @@ class _Block(NamedTuple):
 
 def _block_backward(block: _Block, scale: float, *, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(dQ, dK, dV) of one block."""
-    if block.q.device.type == "cpu":
+    if block.q.device.type == "cpu" and _CPU_KERNELS:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         return kernel(*block, 0.0, causal, scale=scale)  # type: ignore[no-any-return]
     return explicit_block_backward(block, scale, causal=causal)
