@@ -51,13 +51,13 @@ SIZES: dict[str, Any] = {
 DESCRIBE = {"digits/describe": 0.6, "shapes/describe": 0.4}
 """Share of every task in the `describe` stage."""
 MIXTURE = {
-    "digits/describe": 0.36,
-    "shapes/describe": 0.14,
-    "digits/read": 0.16,
+    "digits/describe": 0.30,
+    "shapes/describe": 0.12,
+    "digits/read": 0.14,
     "digits/count": 0.10,
     "shapes/count": 0.10,
-    "shapes/locate": 0.10,
-    "digits/locate": 0.04,
+    "shapes/locate": 0.16,
+    "digits/locate": 0.08,
 }
 """Share of every task in the `skills` stage. What the quickstart asks for is rare on purpose: RL needs something
 to draw out. `printed/locate` is never trained."""
@@ -353,7 +353,7 @@ def teach_language(
 STAGES = {
     "vision": Stage(steps=4000, batch=32, learning_rate=1e-3),
     "describe": Stage(steps=600, batch=48, learning_rate=1e-3),
-    "skills": Stage(steps=600, batch=48, learning_rate=5e-4),
+    "skills": Stage(steps=900, batch=48, learning_rate=7e-4),
 }
 
 
