@@ -25,7 +25,12 @@ from fovea.training.update import make_optimizer, update
 from fovea.types import Completion, Group, Sampling
 
 FILE = Path(__file__).parent / "golden" / "ten_steps.json"
-REPLIES = ("<answer>[100, 100, 500, 500]</answer>", "<answer>[400, 300, 900, 800]</answer>", "[5]", "<answer>7")
+REPLIES = (
+    "<answer>[100, 100, 500, 500]</answer>",
+    "<answer>[400, 300, 900, 800]</answer>",
+    "[5]",
+    "<answer>7",
+)
 
 
 def ten_steps(family: str) -> list[dict[str, float]]:
@@ -47,7 +52,11 @@ def ten_steps(family: str) -> list[dict[str, float]]:
             rewards, parts = weigh(REPLIES, prompt.problem, {"iou": 1.0, "format": 0.1})
             groups.append(
                 Group(
-                    problem=prompt.problem, prompt=prompt, completions=completions, rewards=rewards, parts=parts
+                    problem=prompt.problem,
+                    prompt=prompt,
+                    completions=completions,
+                    rewards=rewards,
+                    parts=parts,
                 )
             )
         samples = to_samples(groups, algorithm, 32)

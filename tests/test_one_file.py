@@ -20,7 +20,11 @@ def test_same_seed_same_losses(tmp_path: Path) -> None:
     what was sampled and the weights' norm are compared; the second step sees the weights of the first."""
     slow = one_file_grpo(str(TINY), steps=2, prompts=3, group=4, seed=5, rate=5e-5)
     overrides = ["steps=2", "prompts=3", "group=4", "seed=5", "evaluation.n=2", "evaluation.samples=0"]
-    overrides += ["optimizer={learning_rate: 5e-5}", "rewards={iou: 1.0, format: 0.1}", f"run_dir={tmp_path / 'r'}"]
+    overrides += [
+        "optimizer={learning_rate: 5e-5}",
+        "rewards={iou: 1.0, format: 0.1}",
+        f"run_dir={tmp_path / 'r'}",
+    ]
     train(load_run("quickstart", overrides))
     fast = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["reward_mean"] for line in slow) > 0.2  # some replies were worth something

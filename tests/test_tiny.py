@@ -46,7 +46,9 @@ def test_plain_transformers_load_it_and_greedy_replies_agree(tiny: Policy) -> No
 
 def test_shared_prefix_is_exact_on_it(tiny: Policy) -> None:
     """Ragged replies to different problems in one batch against the plain repeated forward (DESIGN §8's tolerances)."""
-    problems = [open_task(name, "validation", 2).take(3, 1)[0][0] for name in ("digits/locate", "shapes/count")]
+    problems = [
+        open_task(name, "validation", 2).take(3, 1)[0][0] for name in ("digits/locate", "shapes/count")
+    ]
     problems.append(Problem(id="text", task="t", images=(), question="Hello?", answer="", kind="text"))
     prompts = [tiny.prompt(problem) for problem in problems]
     rows = ragged_rows(tiny, len(problems), (7, 1, 30, 4, 12, 19))
@@ -71,7 +73,9 @@ def test_nine_pictures_of_any_size_and_a_long_prompt(tiny: Policy) -> None:
     assert all(np.isfinite(completion.log_probs).all() for completion in reply)
 
 
-@pytest.mark.parametrize(("task", "least"), [("digits/count", 0.6), ("shapes/count", 0.6), ("digits/read", 0.35)])
+@pytest.mark.parametrize(
+    ("task", "least"), [("digits/count", 0.6), ("shapes/count", 0.6), ("digits/read", 0.35)]
+)
 def test_it_sees(tiny: Policy, task: str, least: float) -> None:
     """Far above chance (0.17 and 0.03) on 96 held-out problems, and not without the picture."""
     opened = open_task(task, "test", 3)
@@ -85,14 +89,23 @@ def test_a_toy_is_learned(tmp_path: Path) -> None:
     for i, problem in enumerate(open_task("digits/count", "train", 8).take(0, 40)[0]):
         problem.images[0].save(tmp_path / f"{i}.png")
     lines = [
-        {"image": f"{i}.png", "question": "How many digits are in the picture?", "answer": 4} for i in range(40)
+        {"image": f"{i}.png", "question": "How many digits are in the picture?", "answer": 4}
+        for i in range(40)
     ]
     (tmp_path / "toy.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     overrides = [f"data={tmp_path / 'toy.jsonl'}", f"run_dir={tmp_path / 'r'}", "instruction=''", "steps=14"]
-    overrides += ["rewards={numeric: 1.0}", "prompts=12", "group=8", "sampling={max_new_tokens: 8, temperature: 1.5}"]
+    overrides += [
+        "rewards={numeric: 1.0}",
+        "prompts=12",
+        "group=8",
+        "sampling={max_new_tokens: 8, temperature: 1.5}",
+    ]
     overrides += ["optimizer={learning_rate: 3e-4}", "evaluation={n: 4, samples: 0}"]
     result = train(load_run("quickstart", overrides))
-    rewards = [json.loads(line)["reward_mean"] for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    rewards = [
+        json.loads(line)["reward_mean"]
+        for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert rewards[0] < 0.45
     assert np.mean(rewards[-3:]) > 0.85
     assert result["after"]["mean"] == 1.0

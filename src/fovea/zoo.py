@@ -1,11 +1,15 @@
 """How the embedded model `fovea-tiny` is made: `fovea zoo build tiny`. Seeded, resumable, no downloads.
 
-Three stages, because a tiny model trained on questions alone learns the answer format long before it looks:
+Four stages, because a tiny model trained on questions alone learns the answer format long before it looks:
 
 1. `vision`: the vision tower alone, with dense labels for every merged token (is a thing's centre here, which
    one, its colour, its box), through a linear head that is thrown away.
 2. `describe`: the whole model names every thing with its box.
-3. `skills`: short questions mixed with descriptions, by the published `MIXTURE`.
+3. `skills`: short questions mixed with descriptions.
+4. `lookup`: the same, with more questions that name what to look for ("Where is the star?"). Without it the model
+   answers `locate` with the box of *some* thing, and RL only sharpens which (docs/lab-notes.md).
+
+The shares of all tasks in all stages are published in `MIXTURES`.
 
 No wrong labels are planted and nothing is stopped early. Only the train split of digits and backgrounds is used.
 """
@@ -50,7 +54,7 @@ SIZES: dict[str, Any] = {
 }
 DESCRIBE = {"digits/describe": 0.6, "shapes/describe": 0.4}
 """Share of every task in the `describe` stage."""
-MIXTURE = {
+SKILLS = {
     "digits/describe": 0.30,
     "shapes/describe": 0.12,
     "digits/read": 0.14,
@@ -59,8 +63,18 @@ MIXTURE = {
     "shapes/locate": 0.16,
     "digits/locate": 0.08,
 }
-"""Share of every task in the `skills` stage. What the quickstart asks for is rare on purpose: RL needs something
-to draw out. `printed/locate` is never trained."""
+LOOKUP = {
+    "shapes/locate": 0.40,
+    "digits/describe": 0.18,
+    "digits/locate": 0.12,
+    "shapes/describe": 0.10,
+    "digits/read": 0.08,
+    "digits/count": 0.06,
+    "shapes/count": 0.06,
+}
+MIXTURES = {"describe": DESCRIBE, "skills": SKILLS, "lookup": LOOKUP}
+"""Share of every task in each language stage. What the quickstart asks for, `digits/locate`, is rare on purpose: RL
+needs something to draw out. `printed/locate` is never trained."""
 VISION_SCALE = 0.2
 """Learning rate of the taught vision tower relative to the new text model, in the later stages."""
 CLASSES = (*map(str, range(10)), *SHAPES)
@@ -307,7 +321,7 @@ def vision_validation(policy: Policy, head: torch.nn.Linear, seed: int, n: int =
     return {k: round(v, 4) for k, v in dense_loss(out.features, head, dense_targets(scenes))[1].items()}
 
 
-# --- stages 2 and 3: the whole model ----------------------------------------------------------------------
+# --- stages 2 to 4: the whole model ----------------------------------------------------------------------
 
 
 def mixed_problem(mixture: dict[str, float], stage: str, seed: int, index: int) -> Problem:
@@ -338,7 +352,7 @@ def language_step(policy: Policy, problems: list[Problem], tokens_per_pass: int 
 def teach_language(
     policy: Policy, folder: Path, seed: int, name: str, mixture: dict[str, float], stage: Stage
 ) -> None:
-    """Stages 2 and 3: cross-entropy on the replies, through the shared-prefix backward; all weights move."""
+    """Stages 2 to 4: cross-entropy on the replies, through the shared-prefix backward; all weights move."""
     trainer = Trainer(folder, name, stage, {"model": policy.model})
     began, recent = time.time(), []
     while trainer.step < stage.steps:
@@ -354,6 +368,7 @@ STAGES = {
     "vision": Stage(steps=4000, batch=32, learning_rate=1e-3),
     "describe": Stage(steps=600, batch=48, learning_rate=1e-3),
     "skills": Stage(steps=900, batch=48, learning_rate=7e-4),
+    "lookup": Stage(steps=600, batch=48, learning_rate=6e-4),
 }
 
 
@@ -391,7 +406,7 @@ def build_tiny(
         "processes": processes,
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "stages": {name: asdict(stage) for name, stage in stages.items()},
-        "mixtures": {"describe": DESCRIBE, "skills": MIXTURE},
+        "mixtures": MIXTURES,
         "command": f"fovea zoo build tiny --seed {seed} --processes {processes}",
         "seconds": round(time.time() - began, 1),
     }
@@ -400,7 +415,7 @@ def build_tiny(
 
 
 def language_stages(work: Path, seed: int, stages: dict[str, Stage]) -> Policy:
-    """Stages 2 and 3 on the vision tower of stage 1."""
+    """Stages 2 to 4 on the vision tower of stage 1."""
     policy = make_policy(*new_tiny(seed))
     Trainer(
         work,
@@ -408,8 +423,8 @@ def language_stages(work: Path, seed: int, stages: dict[str, Stage]) -> Policy:
         stages["vision"],
         {"visual": policy.model.model.visual, "head": _dense_head(policy, seed)},
     )
-    teach_language(policy, work, seed, "describe", DESCRIBE, stages["describe"])
-    teach_language(policy, work, seed, "skills", MIXTURE, stages["skills"])
+    for name, mixture in MIXTURES.items():
+        teach_language(policy, work, seed, name, mixture, stages[name])
     return policy
 
 
@@ -420,4 +435,3 @@ def _language_worker(
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=processes)
     language_stages(work, seed, stages)
     dist.destroy_process_group()
-
