@@ -6,8 +6,9 @@ Four stages, because a tiny model trained on questions alone learns the answer f
    one, its colour, its box), through a linear head that is thrown away.
 2. `describe`: the whole model names every thing with its box.
 3. `skills`: short questions mixed with descriptions.
-4. `lookup`: the same, with more questions that name what to look for ("Where is the star?"). Without it the model
-   answers `locate` with the box of *some* thing, and RL only sharpens which (docs/lab-notes.md).
+4. `lookup`: more questions that name what to look for; at them the middle of the text model is taught
+   where to point, through a second head that is thrown away. Without this stage the model answers `locate`
+   with the box of *some* thing, and RL only sharpens which one (docs/lab-notes.md).
 
 The shares of all tasks in all stages are published in `MIXTURES`.
 
@@ -20,7 +21,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from fovea.models.adapter import Prompt
 from fovea.models.construct import build_processor, build_tokenizer, model_config, random_model
 from fovea.models.policy import Policy, make_policy
-from fovea.models.shared_prefix import backward
+from fovea.models.shared_prefix import backward, prefill
 from fovea.tasks import corpus, open_task
 from fovea.tasks.scenes import COLORS, SHAPES, Scene, Split, compose, digit_stamps, generator, shape_stamps
 from fovea.types import Problem, RunFailed, Sampling
@@ -364,11 +366,78 @@ def teach_language(
             trainer.log(loss=float(np.mean(recent[-50:])), seconds=time.time() - began)
 
 
+def lookup_step(policy: Policy, problems: list[Problem], pointer: torch.nn.Linear) -> tuple[float, float]:
+    """(pointer loss, share of right cells) of `locate` problems of one picture size; adds the gradient.
+
+    After half of the text layers the token before the box, through a bilinear head that is thrown away, must point
+    at the merged token that holds the centre of what was asked for.
+    """
+    prompts = [_begin_reply(policy, policy.prompt(problem), "<answer>[") for problem in problems]
+    cells = []
+    for problem in problems:
+        x1, y1, x2, y2 = problem.answer
+        columns = problem.images[0].width // CELL
+        cells.append(int((y1 + y2) / 2 // CELL) * columns + int((x1 + x2) / 2 // CELL))
+    hidden = middle_hidden(policy, prompts)
+    losses, right = [], 0
+    for prompt, states, cell in zip(prompts, hidden, cells, strict=True):
+        scores = states[prompt.image_mask] @ pointer(states[-1]) / states.shape[-1] ** 0.5
+        losses.append(F.cross_entropy(scores[None], torch.tensor([cell])))
+        right += int(scores.argmax()) == cell
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    loss = torch.stack(losses).mean()
+    (loss / processes).backward()
+    return loss.item(), right / len(problems)
+
+
+def _begin_reply(policy: Policy, prompt: Prompt, text: str) -> Prompt:
+    """The prompt with the first words of a reply."""
+    ids = torch.from_numpy(policy.encode_reply(text)[:-1])
+    positions = (prompt.next_position + torch.arange(len(ids))).expand(3, -1)
+    return replace(
+        prompt,
+        token_ids=torch.cat([prompt.token_ids, ids]),
+        positions=torch.cat([prompt.positions, positions], dim=1),
+        next_position=prompt.next_position + len(ids),
+        image_mask=torch.cat([prompt.image_mask, torch.zeros(len(ids), dtype=torch.bool)]),
+    )
+
+
+def middle_hidden(policy: Policy, prompts: list[Prompt]) -> list[torch.Tensor]:
+    """Hidden states [P, width] of each prompt after half of the text layers, with gradient."""
+    kept: list[torch.Tensor] = []
+    layers = policy.family.text_model(policy.model).layers
+    hook = layers[len(layers) // 2].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    try:
+        prefill(policy, prompts)
+    finally:
+        hook.remove()
+    return list(kept[0][0].split([len(prompt.token_ids) for prompt in prompts]))
+
+
+def teach_lookup(policy: Policy, folder: Path, seed: int, stage: Stage) -> None:
+    """Stage 4: as `teach_language`, and the `locate` questions also teach where to point."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pointer = torch.nn.Linear(SIZES["text_width"], SIZES["text_width"], bias=False)
+    trainer = Trainer(folder, "lookup", stage, {"model": policy.model, "pointer": pointer})
+    began = time.time()
+    while trainer.step < stage.steps:
+        first = trainer.step * stage.batch
+        problems = [mixed_problem(LOOKUP, "lookup", seed, first + i) for i in range(stage.batch)]
+        loss = language_step(policy, _share(problems))
+        asked = [problem for problem in _share(problems) if problem.kind == "box"]
+        pointing, right = lookup_step(policy, asked, pointer) if asked else (0.0, 0.0)
+        trainer.apply()
+        if trainer.step % 25 == 0:
+            trainer.log(loss=loss, pointing=pointing, right=right, seconds=time.time() - began)
+
+
 STAGES = {
     "vision": Stage(steps=4000, batch=32, learning_rate=1e-3),
     "describe": Stage(steps=600, batch=48, learning_rate=1e-3),
     "skills": Stage(steps=900, batch=48, learning_rate=7e-4),
-    "lookup": Stage(steps=600, batch=48, learning_rate=6e-4),
+    "lookup": Stage(steps=420, batch=48, learning_rate=7e-4),
 }
 
 
@@ -423,8 +492,9 @@ def language_stages(work: Path, seed: int, stages: dict[str, Stage]) -> Policy:
         stages["vision"],
         {"visual": policy.model.model.visual, "head": _dense_head(policy, seed)},
     )
-    for name, mixture in MIXTURES.items():
-        teach_language(policy, work, seed, name, mixture, stages[name])
+    teach_language(policy, work, seed, "describe", DESCRIBE, stages["describe"])
+    teach_language(policy, work, seed, "skills", SKILLS, stages["skills"])
+    teach_lookup(policy, work, seed, stages["lookup"])
     return policy
 
 
