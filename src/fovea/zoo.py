@@ -74,7 +74,7 @@ LOOKUP = {
     "digits/count": 0.06,
     "shapes/count": 0.06,
 }
-MIXTURES = {"describe": DESCRIBE, "skills": SKILLS, "lookup": LOOKUP}
+MIXTURES = {"describe": DESCRIBE, "skills": SKILLS, "lookup": LOOKUP, "corners": LOOKUP}
 """Share of every task in each language stage. What the quickstart asks for, `digits/locate`, is rare on purpose: RL
 needs something to draw out. `printed/locate` is never trained."""
 VISION_SCALE = 0.2
@@ -366,27 +366,29 @@ def teach_language(
             trainer.log(loss=float(np.mean(recent[-50:])), seconds=time.time() - began)
 
 
-def lookup_step(policy: Policy, problems: list[Problem], pointer: torch.nn.Linear) -> tuple[float, float]:
-    """(pointer loss, share of right cells) of `locate` problems of one picture size; adds the gradient.
+def lookup_step(
+    policy: Policy, problems: list[Problem], pointer: torch.nn.Linear, corners: torch.nn.Linear | None
+) -> tuple[float, float]:
+    """(loss, share of right cells) of `locate` problems; adds the gradient.
 
-    After half of the text layers the token before the box, through a bilinear head that is thrown away, must point
-    at the merged token that holds the centre of what was asked for.
+    At the token before the box, through heads that are thrown away: after half of the text layers a bilinear one must
+    point at the merged token that holds the centre of what was asked for; after all of them `corners`, if given, must
+    know the box (in units of the picture).
     """
     prompts = [_begin_reply(policy, policy.prompt(problem), "<answer>[") for problem in problems]
-    cells = []
-    for problem in problems:
-        x1, y1, x2, y2 = problem.answer
-        columns = problem.images[0].width // CELL
-        cells.append(int((y1 + y2) / 2 // CELL) * columns + int((x1 + x2) / 2 // CELL))
-    hidden = middle_hidden(policy, prompts)
+    hidden, last = middle_hidden(policy, prompts)
     losses, right = [], 0
-    for prompt, states, cell in zip(prompts, hidden, cells, strict=True):
+    for problem, prompt, states in zip(problems, prompts, hidden, strict=True):
+        x1, y1, x2, y2 = problem.answer
+        cell = int((y1 + y2) / 2 // CELL) * (problem.images[0].width // CELL) + int((x1 + x2) / 2 // CELL)
         scores = states[prompt.image_mask] @ pointer(states[-1]) / states.shape[-1] ** 0.5
         losses.append(F.cross_entropy(scores[None], torch.tensor([cell])))
         right += int(scores.argmax()) == cell
-    processes = dist.get_world_size() if dist.is_initialized() else 1
     loss = torch.stack(losses).mean()
-    (loss / processes).backward()
+    if corners is not None:
+        boxes = torch.tensor([[float(value) for value in prompt.problem.answer] for prompt in prompts])
+        loss = loss + 10 * (corners(last) - boxes / 1000).abs().mean()
+    (loss / (dist.get_world_size() if dist.is_initialized() else 1)).backward()
     return loss.item(), right / len(problems)
 
 
@@ -403,34 +405,37 @@ def _begin_reply(policy: Policy, prompt: Prompt, text: str) -> Prompt:
     )
 
 
-def middle_hidden(policy: Policy, prompts: list[Prompt]) -> list[torch.Tensor]:
-    """Hidden states [P, width] of each prompt after half of the text layers, with gradient."""
+def middle_hidden(policy: Policy, prompts: list[Prompt]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """(hidden states [P, width] of each prompt after half of the text layers, last ones [prompts, width])."""
     kept: list[torch.Tensor] = []
     layers = policy.family.text_model(policy.model).layers
     hook = layers[len(layers) // 2].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
     try:
-        prefill(policy, prompts)
+        prefix = prefill(policy, prompts)
     finally:
         hook.remove()
-    return list(kept[0][0].split([len(prompt.token_ids) for prompt in prompts]))
+    return list(kept[0][0].split([len(prompt.token_ids) for prompt in prompts])), prefix.last_hidden
 
 
-def teach_lookup(policy: Policy, folder: Path, seed: int, stage: Stage) -> None:
-    """Stage 4: as `teach_language`, and the `locate` questions also teach where to point."""
+def teach_lookup(policy: Policy, folder: Path, seed: int, stages: dict[str, Stage]) -> None:
+    """Stages 4 and 5: as `teach_language`; the `locate` questions also teach where to point, then what to say."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pointer = torch.nn.Linear(SIZES["text_width"], SIZES["text_width"], bias=False)
-    trainer = Trainer(folder, "lookup", stage, {"model": policy.model, "pointer": pointer})
-    began = time.time()
-    while trainer.step < stage.steps:
-        first = trainer.step * stage.batch
-        problems = [mixed_problem(LOOKUP, "lookup", seed, first + i) for i in range(stage.batch)]
-        loss = language_step(policy, _share(problems))
-        asked = [problem for problem in _share(problems) if problem.kind == "box"]
-        pointing, right = lookup_step(policy, asked, pointer) if asked else (0.0, 0.0)
-        trainer.apply()
-        if trainer.step % 25 == 0:
-            trainer.log(loss=loss, pointing=pointing, right=right, seconds=time.time() - began)
+        corners = torch.nn.Linear(SIZES["text_width"], 4)
+    for name, head in (("lookup", None), ("corners", corners)):
+        heads = {"pointer": pointer} if head is None else {"pointer": pointer, "corners": head}
+        trainer = Trainer(folder, name, stages[name], {"model": policy.model, **heads})
+        began = time.time()
+        while trainer.step < stages[name].steps:
+            first = trainer.step * stages[name].batch
+            problems = [mixed_problem(LOOKUP, name, seed, first + i) for i in range(stages[name].batch)]
+            loss = language_step(policy, _share(problems))
+            asked = [problem for problem in _share(problems) if problem.kind == "box"]
+            pointing, right = lookup_step(policy, asked, pointer, head) if asked else (0.0, 0.0)
+            trainer.apply()
+            if trainer.step % 25 == 0:
+                trainer.log(loss=loss, pointing=pointing, right=right, seconds=time.time() - began)
 
 
 STAGES = {
@@ -438,6 +443,7 @@ STAGES = {
     "describe": Stage(steps=600, batch=48, learning_rate=1e-3),
     "skills": Stage(steps=900, batch=48, learning_rate=7e-4),
     "lookup": Stage(steps=420, batch=48, learning_rate=7e-4),
+    "corners": Stage(steps=260, batch=48, learning_rate=7e-4, warmup=30),
 }
 
 
@@ -494,7 +500,7 @@ def language_stages(work: Path, seed: int, stages: dict[str, Stage]) -> Policy:
     )
     teach_language(policy, work, seed, "describe", DESCRIBE, stages["describe"])
     teach_language(policy, work, seed, "skills", SKILLS, stages["skills"])
-    teach_lookup(policy, work, seed, stages["lookup"])
+    teach_lookup(policy, work, seed, stages)
     return policy
 
 
