@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
 from fovea.models.adapter import Prompt
 from fovea.models.construct import build_processor, build_tokenizer, model_config, random_model
@@ -74,7 +75,7 @@ LOOKUP = {
     "digits/count": 0.06,
     "shapes/count": 0.06,
 }
-MIXTURES = {"describe": DESCRIBE, "skills": SKILLS, "lookup": LOOKUP, "corners": LOOKUP}
+MIXTURES = {"describe": DESCRIBE, "skills": SKILLS, "lookup": LOOKUP, "attend": LOOKUP}
 """Share of every task in each language stage. What the quickstart asks for, `digits/locate`, is rare on purpose: RL
 needs something to draw out. `printed/locate` is never trained."""
 VISION_SCALE = 0.2
@@ -367,29 +368,41 @@ def teach_language(
 
 
 def lookup_step(
-    policy: Policy, problems: list[Problem], pointer: torch.nn.Linear, corners: torch.nn.Linear | None
+    policy: Policy, problems: list[Problem], pointer: torch.nn.Linear | None
 ) -> tuple[float, float]:
     """(loss, share of right cells) of `locate` problems; adds the gradient.
 
-    At the token before the box, through heads that are thrown away: after half of the text layers a bilinear one must
-    point at the merged token that holds the centre of what was asked for; after all of them `corners`, if given, must
-    know the box (in units of the picture).
+    At the token before the box, the merged token that holds the centre of what was asked for must get the highest
+    score: by a bilinear head on the middle layer's input, thrown away later (`pointer`), or by the middle layer's own
+    attention, half of its heads.
     """
     prompts = [_begin_reply(policy, policy.prompt(problem), "<answer>[") for problem in problems]
-    hidden, last = middle_hidden(policy, prompts)
     losses, right = [], 0
-    for problem, prompt, states in zip(problems, prompts, hidden, strict=True):
+    for problem, prompt, states in zip(problems, prompts, middle_hidden(policy, prompts), strict=True):
         x1, y1, x2, y2 = problem.answer
         cell = int((y1 + y2) / 2 // CELL) * (problem.images[0].width // CELL) + int((x1 + x2) / 2 // CELL)
-        scores = states[prompt.image_mask] @ pointer(states[-1]) / states.shape[-1] ** 0.5
-        losses.append(F.cross_entropy(scores[None], torch.tensor([cell])))
-        right += int(scores.argmax()) == cell
+        if pointer is None:
+            scores = attention_scores(policy, prompt, states)
+        else:
+            scores = (states[prompt.image_mask] @ pointer(states[-1]))[None] / states.shape[-1] ** 0.5
+        losses.append(F.cross_entropy(scores, torch.tensor([cell]).expand(len(scores))))
+        right += int(scores.mean(0).argmax()) == cell
     loss = torch.stack(losses).mean()
-    if corners is not None:
-        boxes = torch.tensor([[float(value) for value in prompt.problem.answer] for prompt in prompts])
-        loss = loss + 10 * (corners(last) - boxes / 1000).abs().mean()
     (loss / (dist.get_world_size() if dist.is_initialized() else 1)).backward()
     return loss.item(), right / len(problems)
+
+
+def attention_scores(policy: Policy, prompt: Prompt, states: torch.Tensor) -> torch.Tensor:
+    """Scores [heads / 2, image tokens] that the middle layer's attention gives the picture, from the last token."""
+    text = policy.family.text_model(policy.model)
+    layer = text.layers[len(text.layers) // 2]
+    attn, x = layer.self_attn, layer.input_layernorm(states)[None]
+    q = attn.q_norm(attn.q_proj(x).unflatten(-1, (-1, attn.head_dim))).transpose(1, 2)
+    k = attn.k_norm(attn.k_proj(x).unflatten(-1, (-1, attn.head_dim))).transpose(1, 2)
+    q, k = apply_rotary_pos_emb(q, k, *text.rotary_emb(x, prompt.positions[:, None]))
+    taught = q.shape[1] // 2
+    keys = k.repeat_interleave(attn.num_key_value_groups, 1)[0, :taught, prompt.image_mask]
+    return (keys @ q[0, :taught, -1, :, None])[..., 0] * attn.scaling
 
 
 def _begin_reply(policy: Policy, prompt: Prompt, text: str) -> Prompt:
@@ -405,26 +418,25 @@ def _begin_reply(policy: Policy, prompt: Prompt, text: str) -> Prompt:
     )
 
 
-def middle_hidden(policy: Policy, prompts: list[Prompt]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """(hidden states [P, width] of each prompt after half of the text layers, last ones [prompts, width])."""
+def middle_hidden(policy: Policy, prompts: list[Prompt]) -> list[torch.Tensor]:
+    """Hidden states [P, width] of each prompt after half of the text layers, with gradient."""
     kept: list[torch.Tensor] = []
     layers = policy.family.text_model(policy.model).layers
     hook = layers[len(layers) // 2].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
     try:
-        prefix = prefill(policy, prompts)
+        prefill(policy, prompts)
     finally:
         hook.remove()
-    return list(kept[0][0].split([len(prompt.token_ids) for prompt in prompts])), prefix.last_hidden
+    return list(kept[0][0].split([len(prompt.token_ids) for prompt in prompts]))
 
 
 def teach_lookup(policy: Policy, folder: Path, seed: int, stages: dict[str, Stage]) -> None:
-    """Stages 4 and 5: as `teach_language`; the `locate` questions also teach where to point, then what to say."""
+    """Stages 4 and 5: as `teach_language`; the `locate` questions also teach where to point, then where to attend."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pointer = torch.nn.Linear(SIZES["text_width"], SIZES["text_width"], bias=False)
-        corners = torch.nn.Linear(SIZES["text_width"], 4)
-    for name, head in (("lookup", None), ("corners", corners)):
-        heads = {"pointer": pointer} if head is None else {"pointer": pointer, "corners": head}
+    for name, head in (("lookup", pointer), ("attend", None)):
+        heads = {} if head is None else {"pointer": head}
         trainer = Trainer(folder, name, stages[name], {"model": policy.model, **heads})
         began = time.time()
         while trainer.step < stages[name].steps:
@@ -432,7 +444,7 @@ def teach_lookup(policy: Policy, folder: Path, seed: int, stages: dict[str, Stag
             problems = [mixed_problem(LOOKUP, name, seed, first + i) for i in range(stages[name].batch)]
             loss = language_step(policy, _share(problems))
             asked = [problem for problem in _share(problems) if problem.kind == "box"]
-            pointing, right = lookup_step(policy, asked, pointer, head) if asked else (0.0, 0.0)
+            pointing, right = lookup_step(policy, asked, head) if asked else (0.0, 0.0)
             trainer.apply()
             if trainer.step % 25 == 0:
                 trainer.log(loss=loss, pointing=pointing, right=right, seconds=time.time() - began)
@@ -443,7 +455,7 @@ STAGES = {
     "describe": Stage(steps=600, batch=48, learning_rate=1e-3),
     "skills": Stage(steps=900, batch=48, learning_rate=7e-4),
     "lookup": Stage(steps=420, batch=48, learning_rate=7e-4),
-    "corners": Stage(steps=260, batch=48, learning_rate=7e-4, warmup=30),
+    "attend": Stage(steps=200, batch=48, learning_rate=7e-4, warmup=20),
 }
 
 
