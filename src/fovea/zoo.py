@@ -1,6 +1,6 @@
 """How the embedded model `fovea-tiny` is made: `fovea zoo build tiny`. Seeded, resumable, no downloads.
 
-Four stages, because a tiny model trained on questions alone learns the answer format long before it looks:
+Five stages, because a tiny model trained on questions alone learns the answer format long before it looks:
 
 1. `vision`: the vision tower alone, with dense labels for every merged token (is a thing's centre here, which
    one, its colour, its box), through a linear head that is thrown away.
@@ -9,6 +9,7 @@ Four stages, because a tiny model trained on questions alone learns the answer f
 4. `lookup`: more questions that name what to look for; at them the middle of the text model is taught
    where to point, through a second head that is thrown away. Without this stage the model answers `locate`
    with the box of *some* thing, and RL only sharpens which one (docs/lab-notes.md).
+5. `attend`: the same, but it is the middle layer's own attention that is taught where to look.
 
 The shares of all tasks in all stages are published in `MIXTURES`.
 
