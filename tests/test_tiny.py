@@ -44,23 +44,33 @@ def test_plain_transformers_load_it_and_greedy_replies_agree(tiny: Policy) -> No
     assert ours.startswith("<answer>[{")
 
 
-def test_shared_prefix_is_exact_on_it(tiny: Policy) -> None:
-    """Ragged replies to different problems in one batch against the plain repeated forward (DESIGN §8's tolerances)."""
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("float64", 1e-6)])
+def test_shared_prefix_is_exact_on_it(tiny: Policy, dtype: str, tolerance: float) -> None:
+    """Ragged replies to different problems in one batch against the plain repeated forward (DESIGN §8's tolerances).
+
+    In float32 the replies are the model's own at temperature 1.5; in float64 any tokens will do (in float32 tokens at
+    a log-prob of -25 differ by up to 3.3e-6 of their size: a trained model's logits are large).
+    """
     problems = [
-        open_task(name, "validation", 2).take(3, 1)[0][0] for name in ("digits/locate", "shapes/count")
+        open_task(name, "validation", 2).take(3, 1)[0][0] for name in ("digits/locate", "digits/describe")
     ]
     problems.append(Problem(id="text", task="t", images=(), question="Hello?", answer="", kind="text"))
-    prompts = [tiny.prompt(problem) for problem in problems]
+    prompts, sampling = (
+        [tiny.prompt(problem) for problem in problems],
+        Sampling(temperature=1.5, max_new_tokens=40),
+    )
     rows = ragged_rows(tiny, len(problems), (7, 1, 30, 4, 12, 19))
-    sampling = Sampling()
+    if dtype == "float32":
+        groups = SharedPrefillEngine(tiny).generate(prompts, 3, sampling, seed=(0, 0))
+        rows = [(i, c.token_ids[: 40 - 9 * g]) for i, group in enumerate(groups) for g, c in enumerate(group)]
+    tiny.model.to(getattr(torch, dtype))
     plain, entropy = plain_log_probs(tiny, problems, rows, sampling)
     (plain.sum() - 0.1 * entropy.sum()).backward()
     expected = gradients(tiny)
     shared, _ = score(tiny, prompts, rows, sampling)
-    assert_log_probs_close(shared, plain.detach())
-    tiny.model.zero_grad(set_to_none=True)
+    assert_log_probs_close(shared, plain.detach(), tolerance)
     backward(tiny, prompts, rows, sampling, lambda i, lp, h: lp.sum() - 0.1 * h.sum(), 40)
-    assert_gradients_close(gradients(tiny), expected)
+    assert_gradients_close(gradients(tiny), expected, 1e-5 if dtype == "float32" else 1e-6)
 
 
 def test_nine_pictures_of_any_size_and_a_long_prompt(tiny: Policy) -> None:
