@@ -59,25 +59,20 @@ def printed(out: Path, name: str, model: str, n: int) -> dict[str, Any]:
 
 
 def row(
-    name: str,
-    seed: int | None,
-    accuracy: Any,
-    looking: float,
-    pass_at_k: Any,
-    fonts: Any,
-    steps: int,
-    cpu: float,
+    arm: str, seed: int | None, result: dict[str, Any], phase: str, fonts: dict[str, Any]
 ) -> dict[str, Any]:
+    """One line of the table, from a run's result and its measurement on printed digits."""
+    trained = phase == "after"
     return {
-        "arm": name,
+        "arm": arm,
         "seed": seed,
-        "accuracy": accuracy,
-        "looking": looking,
-        "sampled": pass_at_k["1"],
-        "pass_at_8": pass_at_k["8"],
+        "accuracy": result[phase],
+        "looking": result["looking"][phase],
+        "sampled": result["pass_at_k"][phase]["1"],
+        "pass_at_8": result["pass_at_k"][phase]["8"],
         "printed": {key: fonts[key] for key in ("accuracy", "looking", "n")},
-        "steps": steps,
-        "train_cpu_seconds": cpu,
+        "steps": result["steps"] if trained else 0,
+        "train_cpu_seconds": result["train_cpu_seconds"] if trained else 0.0,
     }
 
 
@@ -106,6 +101,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="fovea study quickstart_study", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart_study"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sft-seeds", type=int, help="how many of the seeds get an SFT arm; default: all")
     parser.add_argument("--n", type=int, default=512, help="held-out problems")
     parser.add_argument("overrides", nargs="*", help="key=value for every arm")
     options = parser.parse_args(argv)
@@ -114,43 +110,25 @@ def main(argv: list[str]) -> None:
     for seed in range(options.seeds):
         rl = arm(options.out, f"rl-seed{seed}", [f"seed={seed}", *extra])
         cpu = rl["train_cpu_seconds"]
-        sft = arm(options.out, f"sft-seed{seed}", [f"seed={seed}", *SFT, f"cpu_seconds={cpu}", *extra])
+        arms = {f"rl-seed{seed}": rl}
+        if seed < (options.seeds if options.sft_seeds is None else options.sft_seeds):
+            overrides = [f"seed={seed}", *SFT, f"cpu_seconds={cpu}", *extra]
+            arms[f"sft-seed{seed}"] = arm(options.out, f"sft-seed{seed}", overrides)
         if not rows:
-            model = load_run("quickstart", extra).model
-            fonts = printed(options.out, "before", model, n)
-            rows.append(
-                row(
-                    "before",
-                    None,
-                    rl["before"],
-                    rl["looking"]["before"],
-                    rl["pass_at_k"]["before"],
-                    fonts,
-                    0,
-                    0.0,
-                )
-            )
-        for name, result in (("rl", rl), ("sft", sft)):
-            checkpoint = newest(options.out / f"{name}-seed{seed}")
+            fonts = printed(options.out, "before", load_run("quickstart", extra).model, n)
+            rows.append(row("before", None, rl, "before", fonts))
+        for name, result in arms.items():
+            checkpoint = newest(options.out / name)
             assert checkpoint is not None, "a finished run has a checkpoint"
-            fonts = printed(options.out, f"{name}-seed{seed}", str(checkpoint / "model"), n)
-            looking, passes = result["looking"]["after"], result["pass_at_k"]["after"]
-            rows.append(
-                row(
-                    name,
-                    seed,
-                    result["after"],
-                    looking,
-                    passes,
-                    fonts,
-                    result["steps"],
-                    result["train_cpu_seconds"],
-                )
-            )
+            fonts = printed(options.out, name, str(checkpoint / "model"), n)
+            rows.append(row(name.partition("-")[0], seed, result, "after", fonts))
     write_json(options.out / "study.json", {"n": n, "seeds": options.seeds, "rows": rows})
     (options.out / "study.md").write_text(markdown(rows))
     print(markdown(rows))
     for name in ("rl", "sft"):
         gains = [r["accuracy"]["mean"] - rows[0]["accuracy"]["mean"] for r in rows if r["arm"] == name]
-        low, high = bootstrap_ci(gains, seed=0)
-        print(f"{name}: accuracy gain {sum(gains) / len(gains):+.3f}, over seeds [{low:+.3f}, {high:+.3f}]")
+        if len(gains) > 1:
+            low, high = bootstrap_ci(gains, seed=0)
+            print(
+                f"{name}: accuracy gain {sum(gains) / len(gains):+.3f}, over seeds [{low:+.3f}, {high:+.3f}]"
+            )
