@@ -35,7 +35,7 @@ REPLIES = (
 
 def ten_steps(family: str) -> list[dict[str, float]]:
     policy = loud_policy(family, seed=3)
-    run = load_run("quickstart", ["steps=10", "optimizer.warmup_steps=0", "optimizer.learning_rate=1e-3"])
+    run = load_run("quickstart", ["steps=10", "optimizer={learning_rate: 1.0e-3, schedule: linear}"])
     optimizer = make_optimizer(policy, run.optimizer)
     task, algorithm, records = open_task("digits/locate", "train", 0), ALGORITHMS["grpo"], []
     for step in range(10):
