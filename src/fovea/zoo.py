@@ -466,7 +466,8 @@ def build_tiny(
     """All stages, resumed from `work` where it holds them; writes the model and its processor to `out`.
 
     `processes` share the batches of the language stages (one thread each; on a CPU they use the cores far better
-    than threads do). Their number changes the weights only through the order of float additions.
+    than threads do). Up to `skills` their number changes the weights only through the order of float additions; in the
+    last two stages each process's `locate` questions weigh the same, however many it has. The shipped weights: 2.
     """
     began = time.time()
     stages = stages or STAGES
