@@ -1,0 +1,62 @@
+"""Commands about problems: list, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fovea.cli.shared import Json, print_json, print_text
+
+
+def tasks_list(json: Json = False) -> None:
+    """List the built-in tasks with what they ask and the accuracy of a guesser that does not look."""
+    from fovea.tasks import TASKS
+
+    found = [
+        {"name": name, "kind": spec.kind, "chance": spec.chance, "about": spec.about}
+        for name, spec in TASKS.items()
+    ]
+    if json:
+        print_json(found)
+        return
+    for item in found:
+        print_text(f"{item['name']:<18}{item['kind']:<9}chance {item['chance']:<8.3g}{item['about']}")
+
+
+def tasks_show(
+    name: Annotated[str | None, typer.Argument(help="A task's name.", show_default=False)] = None,
+    n: Annotated[int, typer.Option(min=1, help="How many problems.")] = 6,
+    out: Annotated[
+        Path | None, typer.Option(help="Draw them into this PNG, true boxes included.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    seed: Annotated[int, typer.Option(min=0, help="Which problems.")] = 0,
+    data: Annotated[
+        str | None, typer.Option(help="A JSONL file instead of a task.", show_default=False)
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Folder of the pictures in --data.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show problems of a task, or of your own data, as training will see them."""
+    from fovea.tasks import open_data, open_task
+    from fovea.types import UserError
+    from fovea.viewer.sheet import draw_sheet, facts
+
+    if (name is None) == (data is None):
+        raise UserError("Name one task (fovea tasks show digits/locate) or give --data FILE.jsonl.")
+    task = open_data(data, images, shuffle=False) if data else open_task(str(name), split=split, seed=seed)
+    problems = task.take(0, n)[0]
+    if out is not None:
+        draw_sheet(problems, out)
+    if json:
+        print_json([facts(problem) for problem in problems])
+        return
+    for problem in problems:
+        shown = facts(problem)
+        print_text(f"{shown['id']}\n  asked  {shown['question']}\n  truth  {shown['answer']}")
+    if out is not None:
+        print_text(f"drawn {out}")

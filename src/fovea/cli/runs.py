@@ -1,0 +1,109 @@
+"""Commands that train, and that list and show what can be or was trained."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fovea.cli.shared import Json, Overrides, Quiet, Recipe, print_json, print_text, still_libraries
+
+if TYPE_CHECKING:
+    from fovea.config import Run
+
+
+def train(recipe: Recipe, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Train a model by a recipe: fovea train quickstart steps=20 seed=1"""
+    from fovea.config import load_run
+
+    _train(load_run(recipe, overrides), json, quiet)
+
+
+def sft(recipe: Recipe, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Train on the tasks' own replies instead of rewards (supervised fine-tuning)."""
+    from fovea.config import load_run
+
+    _train(load_run(recipe, ["method=sft", *(overrides or [])]), json, quiet)
+
+
+def _train(run: Run, json: bool, quiet: bool) -> None:
+    from rich.console import Console
+
+    from fovea.runlog import run_folder
+    from fovea.viewer.display import LiveDisplay
+    from fovea.viewer.report import write_report
+
+    console = Console(stderr=json, highlight=False)
+    with LiveDisplay(console=console, quiet=quiet) as display:
+        display.open(run.model_dump(mode="json") | {"folder": str(run_folder(run))})
+        from fovea.training import train as do  # torch loads behind the first frame
+
+        still_libraries(run)
+        try:
+            result = do(run, observers=(display,))
+        except BaseException:
+            if display.history:  # an interrupted run has a page, too
+                write_report(run_folder(run))
+            raise
+    page = write_report(run_folder(run))
+    if json:
+        print_json(result)
+    elif not quiet:
+        print_text(f"report {page}")
+
+
+def recipes(json: Json = False) -> None:
+    """List the recipes and studies that are shipped with the package."""
+    found = _list_recipes()
+    if json:
+        print_json(found)
+        return
+    for item in found:
+        command = "study" if item["kind"] == "study" else "sft" if item["kind"] == "sft" else "train"
+        print_text(f"{'fovea ' + command + ' ' + item['name']:<36}{item['about']}")
+
+
+def study(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A study from `fovea recipes`.", show_default=False)],
+) -> None:
+    """Run a study: several runs and a table. Further arguments go to the study."""
+    from fovea.config import RECIPES, nearest
+    from fovea.types import UserError
+
+    studies = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
+    if name not in studies:
+        raise UserError(
+            f"There is no study {name!r}{nearest(name, studies)}; known: {', '.join(studies) or 'none'}."
+        )
+    importlib.import_module(f"fovea.recipes.{name}").main(list(context.args))
+
+
+def _list_recipes() -> list[dict[str, Any]]:
+    """Name, kind (rl, sft, study), what it is about (its first comment or docstring line), task and model."""
+    from fovea.config import RECIPES, load_run, recipe_names
+
+    found: list[dict[str, Any]] = []
+    for name in recipe_names():
+        run = load_run(name)
+        first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
+        about = first.lstrip("# ").strip() if first.startswith("#") else ""
+        found.append({"name": name, "kind": run.method, "about": about, "task": run.task, "model": run.model})
+    for path in sorted(RECIPES.glob("*.py")):
+        if path.stem != "__init__":
+            lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n", 1)
+            found.append({"name": path.stem, "kind": "study", "about": lines[0], "task": None, "model": None})
+    return found
+
+
+def report(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, finished or not.", show_default=False)
+    ],
+) -> None:
+    """Write report.html into a run folder."""
+    from fovea.viewer.report import write_report
+
+    print_text(str(write_report(run)))

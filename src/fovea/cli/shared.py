@@ -1,0 +1,56 @@
+"""What the commands share: options, and printing that survives any text and any reader."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fovea.config import Run
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing while it runs.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. steps=10.", show_default=False
+    ),
+]
+Recipe = Annotated[
+    str, typer.Argument(help="A name from `fovea recipes` or the path of a .yaml file.", show_default=False)
+]
+
+
+class ReaderLeft(Exception):
+    """Nobody reads standard output any more: `fovea tasks list | head -1`."""
+
+
+def still_libraries(run: Run) -> None:
+    """No progress bars of transformers between our lines, except for a download, which is worth one."""
+    from transformers.utils.logging import disable_progress_bar
+
+    if not run.download:
+        disable_progress_bar()
+
+
+def print_text(text: str) -> None:
+    """Text that may hold anything (names of files, questions) on any terminal encoding."""
+    from fovea.viewer import visible
+
+    encoding = sys.stdout.encoding or "utf-8"
+    write(visible(text, 100_000).encode(encoding, "replace").decode(encoding))
+
+
+def print_json(value: Any) -> None:
+    from fovea.runlog import to_json
+
+    write(to_json(value, indent=2))
+
+
+def write(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise ReaderLeft from None
