@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, different_problems, loud_policy, picture, problem
+from conftest import FAMILIES, different_problems, loud_policy, picture
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fovea.boxes import place
@@ -80,16 +80,6 @@ def test_other_answers_and_other_braces_are_left_alone(policy: Policy) -> None:
     one = replace(different_problems()[0], target='{"boxes": {}} {box}')
     assert policy.prompt(one).problem.target == '{"boxes": {}} {box}'
     assert policy.prompt(one).problem.answer == "1"
-
-
-def test_media_tokens_in_text_are_refused(policy: Policy) -> None:
-    for token in ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"):
-        with pytest.raises(UserError, match="media token"):
-            policy.prompt(problem("x", (picture(56, 56, 0),), f"What is {token}?"))
-        with pytest.raises(UserError, match="media token"):
-            policy.prompt(different_problems()[0], f"Say {token}.")
-        with pytest.raises(UserError, match="media token"):
-            policy.encode_reply(f"It is {token}.")
 
 
 def test_box_without_a_picture_is_refused(policy: Policy) -> None:

@@ -146,7 +146,7 @@ def test_a_folder_worth_keeping_is_refused_and_an_interrupted_start_is_not(tmp_p
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         RunLog(tmp_path / "file")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is a file"):
         RunLog(tmp_path / "file" / "inside")
 
 

@@ -15,7 +15,10 @@ Box = tuple[float, float, float, float]
 """(x1, y1, x2, y2)."""
 
 # In a target text a box stands as {box:12,8,30,31}, in the problem's own frame, until the model's is known.
-_PLACE = re.compile(r"\{box:(-?[\d.]+),(-?[\d.]+),(-?[\d.]+),(-?[\d.]+)\}")
+_NUMBERS = ",".join([r"(-?[\d.]+)"] * 4)
+_PLACE = re.compile(rf"\{{box:{_NUMBERS}\}}")
+_MARK = re.compile(rf"\{{(?:box:|look:(\d+),){_NUMBERS}\}}")
+_LOOK = re.compile(r"\{look:[^}]*\}")
 
 
 def scale(frame: BoxFrame, size: Size, resized: Size) -> tuple[float, float]:
@@ -38,6 +41,12 @@ def place(box: Sequence[float]) -> str:
     return "{box:" + ",".join(f"{value:g}" for value in box) + "}"
 
 
+def look(box: Sequence[float], image: int = 0) -> str:
+    """A mark in a target text: what follows can be read off this pixel box of picture `image`. It is not written;
+    the embedded model's build teaches attention with it."""
+    return "{look:" + ",".join(f"{value:g}" for value in (image, *box)) + "}"
+
+
 def write(box: Sequence[float], frame: BoxFrame) -> str:
     """As models write it: whole numbers, except in the unit frame (three decimals)."""
     numbers = [f"{value:.3f}" for value in box] if frame == "unit" else [str(round(value)) for value in box]
@@ -45,12 +54,32 @@ def write(box: Sequence[float], frame: BoxFrame) -> str:
 
 
 def fill(text: str, to_frame: Callable[[tuple[float, ...]], tuple[float, ...]], frame: BoxFrame) -> str:
-    """Replace every placeholder in `text` by the box in `frame`."""
+    """Replace every box placeholder in `text` by the box in `frame`; `look` marks are taken out."""
 
     def replace(match: re.Match[str]) -> str:
         return write(to_frame(tuple(float(value) for value in match.groups())), frame)
 
-    return _PLACE.sub(replace, text)
+    return _PLACE.sub(replace, _LOOK.sub("", text))
+
+
+def marks(
+    text: str, to_frame: Callable[[tuple[float, ...]], tuple[float, ...]], frame: BoxFrame, box_image: int = 0
+) -> list[tuple[int, int, Box]]:
+    """Where `fill`'s text is read off a picture: (character, picture, box in the placeholders' own frame).
+
+    For a box the character is the one after its opening bracket, for a `look` the next one.
+    """
+    found, at, last = [], 0, 0
+    for match in _MARK.finditer(text):
+        at += match.start() - last
+        last = match.end()
+        x1, y1, x2, y2 = (float(value) for value in match.groups()[1:])
+        if match[1] is None:
+            found.append((at + 1, box_image, (x1, y1, x2, y2)))
+            at += len(write(to_frame((x1, y1, x2, y2)), frame))
+        else:
+            found.append((at, int(match[1]), (x1, y1, x2, y2)))
+    return found
 
 
 def convert_answer(answer: Any, kind: str, to_frame: Callable[[Sequence[float]], tuple[float, ...]]) -> Any:

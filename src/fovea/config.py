@@ -121,6 +121,15 @@ class Run(Section):
     tokens_per_pass: int = Field(
         default=8192, ge=1, description="completion tokens in one forward and backward pass"
     )
+    on_bad_sample: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a problem that cannot be shown to the model stops the run, or is left out",
+    )
+    max_bad_samples: int = Field(
+        default=100,
+        ge=1,
+        description="with on_bad_sample=skip: different bad samples that end the run anyway",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; default: what torch chooses")
     sampling: SamplingSection = SamplingSection()
     optimizer: OptimizerSection = OptimizerSection()

@@ -1,34 +1,67 @@
 """Does the model answer right, and does it look? Greedy replies to held-out problems, three times over.
 
     accuracy   the reply to the problem
-    swapped    the same question, but the picture of another problem (a donor): still judged by the own truth
+    swapped    the same question, but the pictures of another problem (a donor): still judged by the own truth
     looking    accuracy - swapped, paired over problems; near zero means that the picture does not matter
     follow     the swapped replies judged by the donor's truth (donors that were asked the same question only)
-    blank      the same question and a grey picture
+    blank      the same question and grey pictures
 
-A donor has pictures of the same sizes and an answer that the checker tells apart; one that was asked the same
-question is preferred. A problem without a donor (text-only, or no such problem in the sample) takes no part in
-`swapped`, `looking` and `follow`; `n` of each says how many did. What cannot be computed is null, never 0.
+All pictures of a problem are swapped at once, for those of one donor. A donor has as many pictures, of the same
+sizes, and an answer that the checker tells apart; one that was asked the same question is preferred. Pictures are
+never resized to fit: boxes in the donor's truth would then be wrong. A problem without a donor (text-only, or no
+such problem in the sample) takes no part in `swapped`, `looking` and `follow`; `n` of each says how many did. What
+cannot be computed is null, never 0.
+
+Prompts exist for a few problems at a time, so memory does not grow with n. Not here: the sums and intervals
+(`fovea.outcomes`, `fovea.statistics`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from fovea.boxes import convert
+from fovea.boxes import Size, convert
 from fovea.engines import Engine
 from fovea.models import Policy, Prompt
-from fovea.rewards import answer_of, correct, read_box
-from fovea.statistics import difference, mean_pass_at_k, proportion
-from fovea.types import Problem, Sampling, Task
+from fovea.outcomes import Outcome, Swapped, summarize
+from fovea.rewards import answer_of, correct, default_rewards, read_box, weigh
+from fovea.types import Completion, Problem, Sampling, Task, picture_sizes
 
 Keep = Callable[[Problem], list[str]]
 """Writes a problem's pictures and returns their paths (`RunLog.pictures`)."""
+
+PROBLEMS_AT_ONCE = 128
+PIXELS_AT_ONCE = 8_000_000
+"""Prompts are made while both bounds hold: a prompt's patches are float32, eight times the size of its pictures."""
+
+CANDIDATES = 64
+"""Donors with different truths that are tried before a problem is said to have none, so that time grows with n."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exam:
+    """How a model is asked. Example: Exam(seed=0, max_new_tokens=64, samples=8)"""
+
+    seed: int
+    max_new_tokens: int
+    instruction: str | None = None
+    """Appended to every question."""
+    samples: int = 0
+    """Sampled replies a problem, besides the greedy one; 0: none."""
+    temperature: float = 1.0
+    """Of the sampled replies."""
+    look: bool = True
+    """Whether the swapped and blank passes are done."""
+    rewards: tuple[str, ...] | None = None
+    """Rewards of the greedy replies that are recorded; None: the default ones of the problem's kind."""
+    at_once: int = PROBLEMS_AT_ONCE
+    """At most so many problems have a prompt at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,31 +75,75 @@ class Swap:
     same_question: bool
 
 
+# --- donors ----------------------------------------------------------------------------------------------------
+
+
 def donors(problems: Sequence[Problem]) -> list[Swap]:
-    """For each problem the next one (cyclically) that can lend its pictures; problems without one are left out."""
+    """For each problem the next one (cyclically) that can lend its pictures; problems without one are left out.
+
+    Of the problems that were asked the same question, else of all. Linear in n: problems are put in order by
+    what must agree, runs of equal truths are skipped, at most `CANDIDATES` truths are tried.
+    """
+    alike: dict[Any, list[int]] = defaultdict(list)
+    asked: dict[Any, list[int]] = defaultdict(list)
+    keys = [(problem.kind, picture_sizes(problem)) for problem in problems]
+    for i, (problem, key) in enumerate(zip(problems, keys)):
+        if key[1]:
+            alike[key].append(i)
+            asked[key, problem.question].append(i)
+    truths = [truth_text(problem) for problem in problems]
+    same = _Ring.of_each(asked, truths)
+    other = _Ring.of_each(alike, truths)
     swaps = []
-    for i, problem in enumerate(problems):
-        if not problem.images:
+    for i, (problem, key) in enumerate(zip(problems, keys)):
+        if not key[1]:
             continue
-        found = [(i + k) % len(problems) for k in range(1, len(problems))]
-        found = [j for j in found if _same_pictures(problem, problems[j])]
-        same = next(
-            (j for j in found if problems[j].question == problem.question and _apart(problem, problems[j])),
-            None,
-        )
-        other = same if same is not None else next((j for j in found if _apart(problem, problems[j])), None)
-        if other is not None:
-            swaps.append(Swap(index=i, donor=other, same_question=same is not None))
+        found = same[key, problem.question].donor(i, problems)
+        donor = found if found is not None else other[key].donor(i, problems)
+        if donor is not None:
+            swaps.append(Swap(index=i, donor=donor, same_question=found is not None))
     return swaps
 
 
-def _same_pictures(a: Problem, b: Problem) -> bool:
-    return a.kind == b.kind and [image.size for image in a.images] == [image.size for image in b.images]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ring:
+    """Places of problems in a circle; `jump[k]`: the next member whose truth differs from that of member k."""
 
+    members: list[int]
+    jump: list[int | None]
+    truths: Sequence[str]
 
-def _apart(a: Problem, b: Problem) -> bool:
-    """Whether a reply with a's truth would be wrong for b."""
-    return not correct(f"<answer>{truth_text(a)}</answer>", b)
+    @classmethod
+    def of_each(cls, groups: dict[Any, list[int]], truths: Sequence[str]) -> dict[Any, _Ring]:
+        return {key: cls.of(members, truths) for key, members in groups.items()}
+
+    @classmethod
+    def of(cls, members: list[int], truths: Sequence[str]) -> _Ring:
+        n = len(members)
+        jump: list[int | None] = [None] * n
+        for k in range(2 * n - 1, -1, -1):  # twice around, so that the last members see the first ones
+            here, after = k % n, (k + 1) % n
+            differs = truths[members[here]] != truths[members[after]]
+            jump[here] = after if differs else jump[after]
+        return cls(members=members, jump=jump, truths=truths)
+
+    def donor(self, i: int, problems: Sequence[Problem]) -> int | None:
+        """The first member after problem `i` whose truth is told apart from its own."""
+        n, start = len(self.members), bisect_right(self.members, i) - 1
+        reply = f"<answer>{self.truths[i]}</answer>"
+        at, walked = start, 0
+        for _ in range(CANDIDATES):
+            following = self.jump[at]
+            if following is None:
+                return None
+            walked += (following - at) % n
+            if walked >= n:
+                return None
+            at = following
+            # Whether a reply with the own truth would be wrong for the donor.
+            if not correct(reply, problems[self.members[at]]):
+                return self.members[at]
+        return None
 
 
 def truth_text(problem: Problem) -> str:
@@ -77,6 +154,25 @@ def truth_text(problem: Problem) -> str:
         things = [f'{{"bbox_2d": {list(t["bbox_2d"])}, "label": "{t["label"]}"}}' for t in problem.answer]
         return "[" + ", ".join(things) + "]"
     return str(problem.answer)
+
+
+# --- asking ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    """What is kept of a prompt once it was answered: no pixels."""
+
+    problem: Problem
+    """In the model's frame."""
+    resized: tuple[Size, ...]
+    greedy: Completion
+    samples: tuple[bool, ...]
+
+
+def examine(policy: Policy, engine: Engine, problems: Sequence[Problem], exam: Exam) -> list[Outcome]:
+    """One outcome a problem, in order."""
+    return _outcomes(problems, _answers(policy, engine, problems, exam), policy, engine, exam)
 
 
 def evaluate(
@@ -91,100 +187,182 @@ def evaluate(
     samples: int = 0,
     temperature: float = 1.0,
     look: bool = True,
+    rewards: Sequence[str] | None = None,
     show: int = 0,
     keep: Keep | None = None,
+    outcomes: list[Outcome] | None = None,
 ) -> dict[str, Any]:
-    """Measure `n` problems from the task's beginning. JSON-ready; intervals are 95 %.
+    """Measure `n` problems from the task's beginning. JSON-ready; intervals are 95 %; keys as in `summarize`.
 
-    `samples` > 0 adds `sampled` accuracy and `pass_at_k` at `temperature`; `look=False` skips the swapped and
-    blank passes; `show`: how many problems are recorded with pictures and boxes.
+    `samples` > 0 adds `pass_at_k` at `temperature`; `look=False` skips the swapped and blank passes; `show`: how
+    many problems are recorded with pictures and boxes; `outcomes`: a list that takes what came of each problem.
     """
     problems, _ = task.take(0, n)
-    greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
-
-    def ask(asked: Sequence[Problem]) -> tuple[list[Prompt], list[str]]:
-        prompts = [policy.prompt(problem, instruction) for problem in asked]
-        replies = engine.generate(prompts, 1, greedy, seed=(seed, 0))
-        return prompts, [completions[0].text for completions in replies]
-
-    prompts, replies = ask(problems)
-    right = np.array([correct(reply, prompt.problem) for reply, prompt in zip(replies, prompts)])
-    record: dict[str, Any] = {
-        "task": task.name,
-        "n": len(problems),
-        "chance": task.chance,
-        "accuracy": proportion(right),
-    }
-    if look:
-        record |= _looking(problems, prompts, right, ask, seed)
+    exam = Exam(
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        instruction=instruction,
+        samples=samples,
+        temperature=temperature,
+        look=look,
+        rewards=None if rewards is None else tuple(rewards),
+    )
+    answers = _answers(policy, engine, problems, exam)
+    found = _outcomes(problems, answers, policy, engine, exam)
+    if outcomes is not None:
+        outcomes.extend(found)
+    record = {"task": task.name, "chance": task.chance} | summarize(found, seed, look=look)
     if samples:
-        sampling = Sampling(temperature=temperature, max_new_tokens=max_new_tokens)
-        groups = engine.generate(prompts, samples, sampling, seed=(seed, 1))
-        hits = [[correct(c.text, prompt.problem) for c in group] for group, prompt in zip(groups, prompts)]
-        ks = sorted({1, samples} | {k for k in (2, 4, 8, 16, 32, 64) if k <= samples})
-        record["samples"] = samples
-        record["pass_at_k"] = {str(k): mean_pass_at_k(hits, k, seed) for k in ks}
-    record["shown"] = [
-        _show(problems[i], prompts[i], replies[i], bool(right[i]), keep) for i in range(min(show, n))
-    ]
-    return record
+        record["temperature"] = temperature
+    shown = zip(problems[:show], answers, found)
+    return record | {"shown": [_show(problem, answer, outcome, keep) for problem, answer, outcome in shown]}
 
 
-def _looking(
-    problems: Sequence[Problem],
-    prompts: Sequence[Prompt],
-    right: np.ndarray,
-    ask: Callable[[Sequence[Problem]], tuple[list[Prompt], list[str]]],
-    seed: int,
-) -> dict[str, Any]:
-    """swapped, looking, follow and blank; {"mean": None, …} where nothing can be swapped."""
-    swaps = donors([prompt.problem for prompt in prompts])
-    swapped = [replace(problems[s.index], images=problems[s.donor].images) for s in swaps]
-    replies = ask(swapped)[1] if swaps else []
-    own = np.array([correct(reply, prompts[s.index].problem) for s, reply in zip(swaps, replies)])
-    follow = [correct(reply, prompts[s.donor].problem) for s, reply in zip(swaps, replies) if s.same_question]
-    pictured = [i for i, problem in enumerate(problems) if problem.images]
-    grey = [
-        replace(problems[i], images=tuple(_grey(image) for image in problems[i].images)) for i in pictured
-    ]
-    blank = [correct(r, prompts[i].problem) for i, r in zip(pictured, ask(grey)[1])] if pictured else []
-    seen = right[[swap.index for swap in swaps]] if swaps else np.zeros(0)
+def _answers(policy: Policy, engine: Engine, problems: Sequence[Problem], exam: Exam) -> list[_Answer]:
+    """Greedy and sampled replies to the problems as they are."""
+    drawn = Sampling(temperature=exam.temperature, max_new_tokens=exam.max_new_tokens)
+    answers = []
+    for prompts, greedy in _ask(policy, engine, problems, exam):
+        groups: list[tuple[Completion, ...]] = [()] * len(prompts)
+        if exam.samples:
+            groups = engine.generate(prompts, exam.samples, drawn, seed=(exam.seed, 1))
+        for prompt, completion, group in zip(prompts, greedy, groups, strict=True):
+            answers.append(
+                _Answer(
+                    problem=prompt.problem,
+                    resized=prompt.resized,
+                    greedy=completion,
+                    samples=tuple(correct(sample.text, prompt.problem) for sample in group),
+                )
+            )
+    return answers
+
+
+def _ask(
+    policy: Policy, engine: Engine, problems: Sequence[Problem], exam: Exam
+) -> Iterator[tuple[list[Prompt], list[Completion]]]:
+    """Prompts and greedy replies, a few problems at a time; the next ones are made when these are done with."""
+    greedy = Sampling(temperature=0.0, max_new_tokens=exam.max_new_tokens)
+    for together in in_pieces(problems, exam.at_once):
+        prompts = [policy.prompt(problem, exam.instruction) for problem in together]
+        replies = engine.generate(prompts, 1, greedy, seed=(exam.seed, 0))
+        yield prompts, [completions[0] for completions in replies]
+
+
+def in_pieces(problems: Sequence[Problem], at_once: int) -> Iterator[list[Problem]]:
+    """Consecutive problems: at most `at_once`, and at most `PIXELS_AT_ONCE` unless one alone has more."""
+    piece: list[Problem] = []
+    pixels = 0
+    for problem in problems:
+        more = sum(width * height for width, height in picture_sizes(problem))
+        if piece and (len(piece) == at_once or pixels + more > PIXELS_AT_ONCE):
+            yield piece
+            piece, pixels = [], 0
+        piece.append(problem)
+        pixels += more
+    if piece:
+        yield piece
+
+
+def _outcomes(
+    problems: Sequence[Problem], answers: Sequence[_Answer], policy: Policy, engine: Engine, exam: Exam
+) -> list[Outcome]:
+    swapped = _swapped(problems, answers, policy, engine, exam) if exam.look else {}
+    blank = _blank(problems, answers, policy, engine, exam) if exam.look else {}
+    outcomes = []
+    for i, (problem, answer) in enumerate(zip(problems, answers, strict=True)):
+        reply = answer.greedy.text
+        names = exam.rewards if exam.rewards is not None else tuple(default_rewards(problem.kind))
+        parts = weigh([reply], answer.problem, dict.fromkeys(names, 1.0))[1] if names else {}
+        outcomes.append(
+            Outcome(
+                id=problem.id,
+                question=problem.question,
+                truth=problem.answer,
+                pictures=len(problem.images),
+                reply=reply,
+                correct=correct(reply, answer.problem),
+                truncated=answer.greedy.stop == "length",
+                rewards={name: float(part_G[0]) for name, part_G in parts.items()},
+                swapped=swapped.get(i),
+                blank=blank.get(i),
+                samples=answer.samples,
+            )
+        )
+    return outcomes
+
+
+def _swapped(
+    problems: Sequence[Problem], answers: Sequence[_Answer], policy: Policy, engine: Engine, exam: Exam
+) -> dict[int, Swapped]:
+    """Place of a problem -> the reply under its donor's pictures."""
+    asked = [answer.problem for answer in answers]
+    swaps = donors(asked)
+    exchanged = [replace(problems[s.index], images=problems[s.donor].images) for s in swaps]
+    replies = _texts(policy, engine, exchanged, exam)
     return {
-        "swapped": proportion(own) | {"n": len(own)},
-        "looking": difference(seen, own, seed) | {"n": len(own)},
-        "follow": proportion(follow) | {"n": len(follow)},
-        "blank": proportion(blank) | {"n": len(blank)},
+        s.index: Swapped(
+            donor=problems[s.donor].id,
+            same_question=s.same_question,
+            reply=reply,
+            correct=correct(reply, asked[s.index]),
+            follow=correct(reply, asked[s.donor]) if s.same_question else None,
+        )
+        for s, reply in zip(swaps, replies, strict=True)
     }
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    return Image.new("RGB", image.size, (127, 127, 127))
+def _blank(
+    problems: Sequence[Problem], answers: Sequence[_Answer], policy: Policy, engine: Engine, exam: Exam
+) -> dict[int, bool]:
+    """Place of a problem -> whether the reply to grey pictures is right. What looks the same is asked once."""
+    place: dict[Any, int] = {}
+    keys: dict[int, Any] = {}
+    for i, problem in enumerate(problems):
+        sizes = picture_sizes(problem)
+        if sizes:
+            keys[i] = (problem.question, sizes)
+            place.setdefault(keys[i], i)
+    pictures = {size: Image.new("RGB", size, (127, 127, 127)) for _, sizes in place for size in sizes}
+    grey = [
+        replace(problems[i], images=tuple(pictures[size] for size in sizes))
+        for (_, sizes), i in place.items()
+    ]
+    reply = dict(zip(place, _texts(policy, engine, grey, exam), strict=True))
+    return {i: correct(reply[key], answers[i].problem) for i, key in keys.items()}
 
 
-def _show(problem: Problem, prompt: Prompt, reply: str, right: bool, keep: Keep | None) -> dict[str, Any]:
+def _texts(policy: Policy, engine: Engine, problems: Sequence[Problem], exam: Exam) -> list[str]:
+    """Greedy replies, in order."""
+    asked = _ask(policy, engine, problems, exam)
+    return [completion.text for _, completions in asked for completion in completions]
+
+
+# --- showing ---------------------------------------------------------------------------------------------------
+
+
+def _show(problem: Problem, answer: _Answer, outcome: Outcome, keep: Keep | None) -> dict[str, Any]:
     """One problem with the reply, boxes in pixels of the original picture. `problem`: as the task gave it."""
     pictures = keep(problem) if keep is not None else []
-    size = problem.images[0].size if problem.images else None
+    sizes = picture_sizes(problem)
+    which = int(problem.meta.get("box_image", 0)) if sizes else 0
     predicted = None
-    if problem.kind == "box" and size is not None:
-        box = read_box(answer_of(reply))
-        resized = prompt.resized[0]
-        predicted = (
-            None
-            if box is None
-            else [round(v, 2) for v in convert(box, prompt.problem.frame, "pixels", size, resized)]
-        )
+    if problem.kind == "box" and sizes:
+        box = read_box(answer_of(outcome.reply))
+        if box is not None:
+            pixels = convert(box, answer.problem.frame, "pixels", sizes[which], answer.resized[which])
+            predicted = [round(value, 2) for value in pixels]
     return {
         "id": problem.id,
-        "picture": pictures[0] if pictures else None,
-        "size": list(size) if size else None,
+        "picture": pictures[which] if pictures else None,
+        "size": list(sizes[which]) if sizes else None,
         "question": problem.question,
         "kind": problem.kind,
-        "frame": prompt.problem.frame,
+        "frame": answer.problem.frame,
         "truth": problem.answer,
-        "truth_text": truth_text(prompt.problem),
-        "reply": reply,
-        "correct": right,
+        "truth_text": truth_text(answer.problem),
+        "reply": outcome.reply,
+        "correct": outcome.correct,
         "truth_box": list(problem.answer) if problem.kind == "box" else None,
         "predicted_box": predicted,
     }

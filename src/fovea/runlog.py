@@ -6,6 +6,7 @@
       rollouts/step_000010.jsonl   the completions shown at that step
       pictures/*.png       one per shown problem, written once
       evaluations.jsonl    a line an evaluation
+      bad_samples.jsonl    problems that could not be shown to the model; only if there were any
       checkpoints/         (written by training)
       report.html          (written by the viewer)
       result.json          before and after; its presence means the run finished
@@ -17,6 +18,7 @@ the set of metrics belongs to training, and the viewer shows those that are ther
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -40,9 +42,10 @@ from PIL import Image
 
 import fovea
 from fovea.config import Run, load_run
-from fovea.types import Problem, UserError
+from fovea.types import Problem, RunFailed, UserError
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
+BAD_SAMPLES = "bad_samples.jsonl"
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pillow", "safetensors", "pydantic")
 # Pictures are kept to be looked at: a larger one is scaled down to this side (records carry the true size).
 LONGEST_SIDE = 1024
@@ -132,36 +135,20 @@ class RunLog:
 
     def __init__(self, folder: str | Path, *, resume: bool = False) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(
-                f"{self.folder} is a file, not a folder; choose another place with run_dir=FOLDER."
-            )
-        if not resume:
-            self._refuse_valuable()
-        try:
+        check_run_folder(self.folder, resume=resume)
+        with _writable(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if not resume:
                 self._remove_logs()
             for name in ("rollouts", "pictures", "checkpoints"):
                 (self.folder / name).mkdir(exist_ok=True)
             self._files: dict[str, BinaryIO] = {name: (self.folder / name).open("ab") for name in LOGS}
-        except OSError as error:
-            why = f"cannot be written ({error.strerror})"
-            raise UserError(
-                f"The run folder {self.folder} {why}; choose another with run_dir=FOLDER."
-            ) from None
-        for name in LOGS:
-            _drop_half_line(self.folder / name)
-
-    def _refuse_valuable(self) -> None:
-        fix = "choose another folder with run_dir=FOLDER, or delete this one to start over"
-        if (self.folder / "result.json").exists():
-            raise UserError(f"{self.folder} already holds a finished run; {fix}.")
-        if any((self.folder / "checkpoints").glob("step_*")):
-            raise UserError(f"{self.folder} holds an unfinished run with checkpoints; {fix}.")
+        for name in (*LOGS, BAD_SAMPLES):
+            if (self.folder / name).exists():
+                _drop_half_line(self.folder / name)
 
     def _remove_logs(self) -> None:
-        stale = [self.folder / name for name in (*LOGS, "run.json", "report.html")]
+        stale = [self.folder / name for name in (*LOGS, BAD_SAMPLES, "run.json", "report.html")]
         for path in (*stale, *(self.folder / "rollouts").glob("step_*.jsonl")):
             path.unlink(missing_ok=True)
 
@@ -169,7 +156,8 @@ class RunLog:
 
     def start(self, run: dict[str, Any]) -> None:
         """Write run.json; `run` is what `describe_run` gives (any JSON object is taken as it is)."""
-        write_json(self.folder / "run.json", run)
+        with _writable(self.folder):
+            write_json(self.folder / "run.json", run)
 
     def step(self, metrics: dict[str, Any], shown: list[dict[str, Any]]) -> None:
         """Append a line to metrics.jsonl and, if any, write the shown completions of `metrics["step"]`."""
@@ -186,6 +174,11 @@ class RunLog:
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run counts as finished."""
         write_json(self.folder / "result.json", result)
+
+    def bad_sample(self, record: dict[str, Any]) -> None:
+        """Append a line to bad_samples.jsonl: `step`, `id` and `problem`, one sentence."""
+        with _written(self.folder / BAD_SAMPLES), (self.folder / BAD_SAMPLES).open("ab") as file:
+            file.write((to_json(record) + "\n").encode("utf-8"))
 
     def pictures(self, problem: Problem) -> list[str]:
         """Write the problem's pictures once as PNG; their paths relative to the run folder, in order.
@@ -206,6 +199,7 @@ class RunLog:
         """Bytes of every log so far (path relative to the folder), to be kept in a checkpoint."""
         paths = [self.folder / name for name in LOGS]
         paths += sorted((self.folder / "rollouts").glob("step_*.jsonl"))
+        paths += [path for path in [self.folder / BAD_SAMPLES] if path.exists()]
         return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
@@ -239,8 +233,53 @@ class RunLog:
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         file = self._files[name]
-        file.write((to_json(record) + "\n").encode("utf-8"))
-        file.flush()
+        with _written(self.folder / name):
+            file.write((to_json(record) + "\n").encode("utf-8"))
+            file.flush()
+
+
+def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
+    """Refuse a place that a run cannot or must not be written to, before anything slow is done; nothing stays.
+
+    Raises UserError for a file in the way, a folder that cannot be written, one that is finished or (unless
+    `resume`) holds checkpoints.
+    """
+    folder = Path(folder)
+    fix = "choose another folder with run_dir=FOLDER"
+    with _writable(folder):  # a name can be too long even to ask for
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"The run folder {folder} cannot be made: {there} is a file; {fix}.")
+    if not resume:
+        if (folder / "result.json").exists():
+            raise UserError(
+                f"{folder} already holds a finished run; {fix}, or delete this one to start over."
+            )
+        if any((folder / "checkpoints").glob("step_*")):
+            raise UserError(
+                f"{folder} holds an unfinished run with checkpoints; {fix}, or delete this one to start over."
+            )
+    with _writable(folder):  # permission bits lie (root, network disks): try it, with as much as a log needs
+        write_atomically(there / f".fovea-{os.getpid()}", bytes(4096))
+        (there / f".fovea-{os.getpid()}").unlink()
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = f"cannot be written ({error.strerror or error})"
+        raise UserError(f"The run folder {folder} {why}; choose another with run_dir=FOLDER.") from None
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """A log that could be written before cannot be now: the machine's fault, not the user's input."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"{path} cannot be written any more ({error.strerror or error}).") from error
 
 
 def _write_png(path: Path, image: Image.Image) -> None:

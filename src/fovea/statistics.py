@@ -80,6 +80,22 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
 
 
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p-value of McNemar's test, in (0, 1], from the pairs in which one of two is right.
+
+        p = min(1, 2 · Σ_{i <= min(b, c)} C(b + c, i) / 2^(b + c))     McNemar, Psychometrika 12 (1947), exact form
+
+    Under the null each of the b + c discordant pairs is a fair coin. Needs counts >= 0; with none p is 1.
+    """
+    assert only_a >= 0 <= only_b, f"counts cannot be negative: {only_a}, {only_b}"
+    pairs = only_a + only_b
+    tail, term = 0, 1  # term = C(pairs, i), exact whole numbers
+    for i in range(min(only_a, only_b) + 1):
+        tail += term
+        term = term * (pairs - i) // (i + 1)
+    return min(1.0, 2 * tail / 2**pairs)
+
+
 def proportion(successes: ArrayLike) -> dict[str, Any]:
     """{"mean", "ci95"} of right-or-wrong outcomes [n], interval by `wilson`; both None for n = 0, never 0."""
     outcome_N = np.asarray(successes, dtype=np.float64)
@@ -96,6 +112,15 @@ def mean(values: ArrayLike, seed: int) -> dict[str, Any]:
     return {"mean": float(value_N.mean()), "ci95": list(bootstrap_ci(value_N, seed))}
 
 
+def average(values: ArrayLike, seed: int) -> dict[str, Any]:
+    """{"mean", "ci95"}: `proportion` where all values [n] are 0 or 1, else `mean`.
+
+    A bootstrap of values that are all equal has no width, however few they are; Wilson's interval has one.
+    """
+    value_N = np.asarray(values, dtype=np.float64)
+    return proportion(value_N) if np.isin(value_N, (0.0, 1.0)).all() else mean(value_N, seed)
+
+
 def difference(a: ArrayLike, b: ArrayLike, seed: int) -> dict[str, Any]:
     """{"mean", "ci95"} of a - b over the same units [n] by `paired_bootstrap`; both None for n = 0."""
     a_N, b_N = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
@@ -106,8 +131,11 @@ def difference(a: ArrayLike, b: ArrayLike, seed: int) -> dict[str, Any]:
 
 
 def mean_pass_at_k(right: Sequence[Sequence[bool]], k: int, seed: int) -> dict[str, Any]:
-    """{"mean", "ci95"} of pass@k over problems; `right[i]`: outcomes of problem i's n_i >= k samples."""
-    return mean([pass_at_k(len(outcomes), int(sum(outcomes)), k) for outcomes in right], seed)
+    """{"mean", "ci95"} of pass@k over problems; `right[i]`: outcomes of problem i's n_i >= k samples.
+
+    Interval by `average`: problems are the independent units; with k = n_i each is a hit or a miss.
+    """
+    return average([pass_at_k(len(outcomes), int(sum(outcomes)), k) for outcomes in right], seed)
 
 
 def _resampled_means(value_N: np.ndarray, seed: int, resamples: int) -> np.ndarray:

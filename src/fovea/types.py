@@ -6,6 +6,7 @@ Everything is frozen, keyword-only and slotted; nothing here computes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -46,8 +47,10 @@ class Problem:
     """Unique within the task; enough to make the problem again (`task:split:seed:i`) or the data file's line."""
     task: str
     """Name of the task it came from, e.g. "digits/locate"."""
-    images: tuple[Image.Image, ...]
-    """RGB pictures in the order in which the prompt shows them (before the question). May be empty."""
+    images: Sequence[Image.Image]
+    """RGB pictures in the order in which the prompt shows them (before the question). May be empty. Those of a
+    file are decoded each time they are taken (`fovea.tasks.pictures`): take sizes from `picture_sizes`, and copy
+    before drawing."""
     question: str
     """What is asked, without the chat template and without image placeholders."""
     answer: Any
@@ -64,6 +67,12 @@ class Problem:
     """The reply a teacher would give (for SFT), in the text form of `frame`; None where the task has none."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Anything the task wants to keep (never shown to the model). `meta["source"]`: file and line."""
+
+
+def picture_sizes(problem: Problem) -> tuple[tuple[int, int], ...]:
+    """(width, height) of each picture in pixels, without decoding pictures that are not decoded yet."""
+    sizes = getattr(problem.images, "sizes", None)
+    return tuple(image.size for image in problem.images) if sizes is None else tuple(sizes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

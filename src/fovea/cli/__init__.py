@@ -15,9 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fovea.cli.machine import bench, doctor, zoo_build
+from fovea.cli.filtering import filter_data
+from fovea.cli.machine import bench, doctor, zoo_build, zoo_card
 from fovea.cli.measuring import evaluate, score
-from fovea.cli.problems import tasks_list, tasks_show
+from fovea.cli.problems import tasks_check, tasks_list, tasks_show
 from fovea.cli.runs import recipes, report, sft, study, train
 from fovea.cli.shared import ReaderLeft, print_text
 
@@ -26,16 +27,17 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "sft": sft,
     "evaluate": evaluate,
     "score": score,
+    "filter": filter_data,
     "recipes": recipes,
-    "tasks": {"list": tasks_list, "show": tasks_show},
+    "tasks": {"list": tasks_list, "show": tasks_show, "check": tasks_check},
     "study": study,
     "report": report,
     "view": report,
     "bench": bench,
     "doctor": doctor,
-    "zoo": {"build": zoo_build},
+    "zoo": {"build": zoo_build, "card": zoo_card},
 }
-GROUPS = {"tasks": "List and show the tasks.", "zoo": "Make the embedded models."}
+GROUPS = {"tasks": "List, show and check the tasks, and your own data.", "zoo": "Make the embedded models, and measure what they can."}
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,3 +73,45 @@ def zoo_build(
         print_json(record)
     else:
         print_text(f"built {out}")
+
+
+def zoo_card(
+    model: Annotated[str, typer.Argument(help="fovea-tiny, a model folder or a run folder.")] = "fovea-tiny",
+    out: Annotated[Path, typer.Option(help="The page; CARD.json is written beside it.")] = Path("CARD.md"),
+    n: Annotated[int, typer.Option(min=1, help="Problems a skill.")] = 512,
+    samples: Annotated[int, typer.Option(min=1, help="Sampled replies a problem for pass@k.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0.01, max=10, help="Of the sampled replies.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Which problems.")] = 0,
+    tasks: Annotated[
+        str | None, typer.Option(help="Only these, e.g. digits/count,shapes/count.", show_default=False)
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Skills measured at the same time.")] = 1,
+    json: Json = False,
+) -> None:
+    """Measure every skill of a model and write its card. May be stopped and started again."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from fovea.card import CardSettings, make_card
+    from fovea.viewer.display import interval
+
+    def told(row: dict[str, Any]) -> None:
+        mark = (
+            "passed"
+            if row["passed"]
+            else "without pictures"
+            if row["text_only"]
+            else f"not passed: {row['why']}"
+        )
+        print_text(f"{row['name']:<24}{interval(row['accuracy']):<24}{row['seconds']:>6.1f} s  {mark}")
+
+    disable_progress_bar()
+    settings = CardSettings(
+        n=n, samples=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
+    )
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    card = make_card(model, out, settings, names, processes, (lambda row: None) if json else told)
+    if json:
+        print_json(card)
+    else:
+        print_text(f"{card['passed']} of {card['measured']} skills pass; written {out}")

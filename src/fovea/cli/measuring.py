@@ -11,13 +11,15 @@ from fovea.cli.shared import Json, Overrides, print_json, print_text, still_libr
 
 if TYPE_CHECKING:
     from fovea.config import Run
+    from fovea.outcomes import Outcome
 
 
 def evaluate(
     model_or_run: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL_OR_RUN]", help="fovea-tiny, a model folder, a run folder or a hub name."
+            metavar="[MODEL_OR_RUN]",
+            help="fovea-tiny, a model folder, a run folder, a hub name, or a file of --out.",
         ),
     ] = "fovea-tiny",
     overrides: Overrides = None,
@@ -30,11 +32,23 @@ def evaluate(
     samples: Annotated[
         int | None, typer.Option(help="Sampled replies a problem for pass@k.", show_default=False)
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of the sampled replies.", show_default=False)
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="A JSONL file instead of a task.", show_default=False)
     ] = None,
     images: Annotated[
         str | None, typer.Option(help="Folder of the pictures in --data.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Another model, run or file of outcomes: same problems, paired.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write what came of each problem (JSONL).", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -44,28 +58,71 @@ def evaluate(
         overrides.insert(0, model_or_run)
         model_or_run = "fovea-tiny"
     named = {"task": task, "evaluation.split": split, "evaluation.n": n, "seed": seed,
-             "evaluation.samples": samples, "data": data, "images": images}  # fmt: skip
-    run = _run_to_evaluate(model_or_run, overrides, {k: v for k, v in named.items() if v is not None})
-    record = _evaluate(run)
+             "evaluation.samples": samples, "sampling.temperature": temperature,
+             "data": data, "images": images}  # fmt: skip
+    changes = [*overrides, *_as_overrides({k: v for k, v in named.items() if v is not None})]
+    record = _measure(model_or_run, changes, against, out)
     if json:
         print_json(record)
         return
-    from fovea.viewer.display import interval
-    from fovea.viewer.report import measures_of
+    from fovea.viewer.display import comparison_lines
+    from fovea.viewer.report import measure_lines
 
-    measured = f"{record.get('task')} ({record.get('split')}), n = {record.get('n')}"
-    print_text(f"{run.model} on {measured}, greedy, 95 % intervals")
-    for label, meaning, value in measures_of(record):
-        print_text(f"{label:<10}{interval(value):<26}{meaning}")
+    if record.get("task") is not None:
+        print_text(
+            f"{record['model']} on {record['task']} ({record['split']}), n = {record['n']}, greedy, 95 % intervals"
+        )
+    else:
+        print_text(f"{record['model']}, n = {record['n']}, 95 % intervals")
+    for line in [*measure_lines(record), *comparison_lines(record.get("comparison"))]:
+        print_text(line)
 
 
-def _evaluate(run: Run) -> dict[str, Any]:
+def _measure(model_or_run: str, changes: list[str], against: str | None, out: Path | None) -> dict[str, Any]:
+    """The record of one model, with `comparison` if there is another one; outcomes are written to `out`."""
+    from fovea.outcomes import compare, read_outcomes, summarize, write_outcomes
+    from fovea.types import UserError
+
+    run = None
+    if _is_outcomes(model_or_run):  # measured before: nothing to load
+        if changes:
+            raise UserError(
+                f"{model_or_run} was measured already, so {changes[0].split('=')[0]} cannot be set any more; "
+                "measure its model again."
+            )
+        outcomes = read_outcomes(model_or_run)
+        record = {"model": model_or_run, "task": None, "split": None} | summarize(outcomes, 0)
+    else:
+        run = _run_to_evaluate(model_or_run, changes)
+        record, outcomes = _evaluate(run)
+    if out is not None:
+        write_outcomes(out, outcomes)
+    if against is None:
+        return record
+    if _is_outcomes(against):
+        others = read_outcomes(against)
+    elif run is None:
+        raise UserError(
+            f"A file of outcomes can only be compared with another file of outcomes, and {against} is none; "
+            f"write one with `fovea evaluate {against} --out FILE`."
+        )
+    else:
+        others = _evaluate(_same_problems(run, against, changes))[1]
+    return record | {"comparison": {"against": against} | compare(outcomes, others, run.seed if run else 0)}
+
+
+def _is_outcomes(name: str) -> bool:
+    return name.endswith(".jsonl")
+
+
+def _evaluate(run: Run) -> tuple[dict[str, Any], list[Outcome]]:
     still_libraries(run)
     from fovea.evaluation import evaluate as measure
     from fovea.training.setup import at_most, open_for_evaluation
 
     policy, engine, task, instruction = open_for_evaluation(run)
     section, sampling = run.evaluation, run.sampling
+    outcomes: list[Outcome] = []
     record = measure(
         policy,
         engine,
@@ -76,26 +133,52 @@ def _evaluate(run: Run) -> dict[str, Any]:
         instruction=instruction,
         samples=section.samples,
         temperature=sampling.temperature,
+        rewards=list(run.rewards) or None,
+        outcomes=outcomes,
     )
-    return {"model": run.model, "split": section.split if run.data is None else "all lines"} | record
+    split = section.split if run.data is None else "all lines"
+    return {"model": run.model, "split": split, "seed": run.seed} | record, outcomes
 
 
-def _run_to_evaluate(model_or_run: str, overrides: list[str], named: dict[str, Any]) -> Run:
+def _same_problems(run: Run, against: str, changes: list[str]) -> Run:
+    """The other model on the problems of `run`; a run is asked in its own way, a model in the way of `run`."""
+    section = run.evaluation
+    problems: dict[str, Any] = {"task": run.task, "data": run.data, "images": run.images, "seed": run.seed,
+                "evaluation.split": section.split, "evaluation.n": section.n,
+                "evaluation.samples": section.samples}  # fmt: skip
+    if not (Path(against) / "run.json").is_file():
+        problems |= {"instruction": run.instruction, "device": run.device, "dtype": run.dtype,
+                     "download": run.download, "threads": run.threads,
+                     "sampling.max_new_tokens": run.sampling.max_new_tokens,
+                     "sampling.temperature": run.sampling.temperature}  # fmt: skip
+    return _run_to_evaluate(against, [*changes, *_as_overrides(problems)])
+
+
+def _as_overrides(values: dict[str, Any]) -> list[str]:
+    """`key=value` for each; JSON is YAML, so a path with a colon stays one text."""
+    from fovea.runlog import to_json
+
+    return [f"{key}={to_json(value)}" for key, value in values.items()]
+
+
+def _run_to_evaluate(model_or_run: str, changes: list[str]) -> Run:
     """The run whose held-out problems are measured: a run folder's own recipe, or the defaults, changed."""
     from pydantic import ValidationError
 
     from fovea.config import Run, apply_override, explain
-    from fovea.runlog import newest_model, read_run, to_json
+    from fovea.runlog import newest_model, read_run
     from fovea.types import UserError
 
     values: dict[str, Any] = {"recipe": "evaluate", "model": model_or_run}
     trained_on = None
     if (Path(model_or_run) / "run.json").is_file():
         values = read_run(model_or_run)["run"]["run"] | {"model": str(newest_model(model_or_run))}
+        # The problems that the run itself was measured on are the same whatever its seed.
+        values["seed"] = 0
         # Never measure on the lines that were trained on: only a separate file is known to be held out.
         trained_on, values["data"] = values["data"], values["validation_data"]
-    # JSON is YAML, so a path with a colon stays one text.
-    changes = [*overrides, *(f"{key}={to_json(value)}" for key, value in named.items())]
+    if any(change.startswith(("task=", "data=")) for change in changes):
+        values["rewards"] = {}  # of the run's own kind of answer
     for change in changes:
         apply_override(values, change)
     if trained_on and values["data"] is None and not any(change.startswith("task=") for change in changes):

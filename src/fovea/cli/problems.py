@@ -1,4 +1,4 @@
-"""Commands about problems: list, show."""
+"""Commands about problems: list, show, check."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tasks_show(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     seed: Annotated[int, typer.Option(min=0, help="Which problems.")] = 0,
     data: Annotated[
-        str | None, typer.Option(help="A JSONL file instead of a task.", show_default=False)
+        str | None, typer.Option(help="A file or folder of your own instead of a task.", show_default=False)
     ] = None,
     images: Annotated[
         str | None, typer.Option(help="Folder of the pictures in --data.", show_default=False)
@@ -60,3 +60,40 @@ def tasks_show(
         print_text(f"{shown['id']}\n  asked  {shown['question']}\n  truth  {shown['answer']}")
     if out is not None:
         print_text(f"drawn {out}")
+
+
+def tasks_check(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK_OR_DATA", help="A task's name, or a file or folder.", show_default=False
+        ),
+    ],
+    images: Annotated[
+        str | None, typer.Option(help="Folder that picture names start from.", show_default=False)
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, help="How many problems of a task; files are read whole.")] = 200,
+    split: Annotated[str, typer.Option(help="train, validation or test (tasks).")] = "train",
+    seed: Annotated[int, typer.Option(min=0, help="Which problems (tasks).")] = 0,
+    decode: Annotated[
+        bool, typer.Option(help="Decode every picture once; --no-decode reads headers only.")
+    ] = True,
+    megapixels: Annotated[float, typer.Option(min=0.001, help="Larger pictures are refused.")] = 100,
+    json: Json = False,
+) -> None:
+    """Check a task or your own data: all bad samples in one pass. Exit code 2 if there are any."""
+    from fovea.tasks import check_task
+
+    report = check_task(name, n, images=images, split=split, seed=seed, verify=decode, megapixels=megapixels)
+    if json:
+        print_json(report.record())
+    else:
+        for finding in report.bad:
+            print_text(str(finding))
+        lost = len({finding.line for finding in report.bad if finding.line is not None})
+        declared = "" if report.declared is None else f", declared {report.declared:.3g}"
+        print_text(
+            f"{report.n} samples, {lost} bad; the best constant reply is right {report.chance:.3g}{declared}"
+        )
+    if report.bad:
+        raise typer.Exit(2)

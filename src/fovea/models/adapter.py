@@ -7,6 +7,7 @@ everything goes through public methods of the Hugging Face classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fovea.boxes import convert, convert_answer, fill
 from fovea.models.attention import segments_of
-from fovea.types import BoxFrame, Problem, UserError
+from fovea.types import BoxFrame, Problem, UserError, picture_sizes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -97,35 +98,100 @@ class Family:
     """Part ("vision", "text") -> prefixes of the parameter names that belong to it."""
 
 
+# Stands for the user's text while the template and the processor do their work; no text holds private-use
+# characters in this order, and if one does nothing happens: the user's text is put in afterwards.
+STAND_IN = "\ue0f0\ue0f1"
+
+
 def render_chat(processor: Any, images: Sequence[Image.Image], text: str) -> Rendered:
     """One user turn, pictures before the text, through the processor's chat template; placed once, by it.
 
-    Raises UserError when the text itself holds a media token: it would be read as one more picture.
+    Special tokens in `text` ("<|im_end|>", "<|image_pad|>") become ordinary text: the template and the processor
+    never see the text, only `STAND_IN`, in whose place its tokens are put. For a text without special tokens the
+    result is what the processor itself gives. Raises UserError where the tokenizer cannot do that.
     """
-    for name in ("image_token", "video_token", "vision_start_token", "vision_end_token"):
-        token = getattr(processor, name, None) or f"<|{name.removesuffix('_token')}|>"
-        if token in text:
-            raise UserError(
-                f"The question {text[:60]!r} contains the media token {token!r}; remove it, pictures are "
-                "added from the problem's `images`."
-            )
     content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
-    content.append({"type": "text", "text": text})
+    content.append({"type": "text", "text": STAND_IN})
     chat = [{"role": "user", "content": content}]
     rendered = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    pictures = [image.convert("RGB") for image in images] or None
-    out = processor(text=[rendered], images=pictures, return_tensors="pt")
-    token_ids = out["input_ids"][0]
-    if images and "mm_token_type_ids" not in out:
+    pictures = [image.convert("RGB") for image in images]
+    try:
+        out = processor(text=[rendered], images=pictures or None, return_tensors="pt", verbose=False)
+    except ValueError as error:  # sides that differ more than the family's resize can handle
+        raise UserError(
+            f"the model's processor refuses the pictures ({error}); cut or leave them out."
+        ) from error
+    if pictures and "mm_token_type_ids" not in out:
         raise UserError(
             "The model's processor gives no mm_token_type_ids, without which M-RoPE is wrong; update it."
         )
+    before, middle, after = _put_in(processor.tokenizer, out["input_ids"][0].tolist(), text)
+    token_ids = torch.tensor([*before, *middle, *after])
+    token_types = torch.zeros_like(token_ids)
+    if pictures:
+        given = out["mm_token_type_ids"][0].long()
+        token_types[: len(before)] = given[: len(before)]
+        token_types[len(before) + len(middle) :] = given[len(given) - len(after) :]
     return Rendered(
         token_ids=token_ids,
-        token_types=out["mm_token_type_ids"][0].long() if images else torch.zeros_like(token_ids),
-        pixel_values=out["pixel_values"] if images else None,
-        grids=out["image_grid_thw"].long() if images else torch.zeros(0, 3, dtype=torch.long),
+        token_types=token_types,
+        pixel_values=out["pixel_values"] if pictures else None,
+        grids=out["image_grid_thw"].long() if pictures else torch.zeros(0, 3, dtype=torch.long),
     )
+
+
+def _put_in(tokenizer: Any, ids: list[int], text: str) -> tuple[list[int], list[int], list[int]]:
+    """The tokens before, around and after the user's text, which takes the place of `STAND_IN`.
+
+    A tokenizer cuts at special tokens before anything else, so the stretch between the two special tokens around
+    the text (in Qwen's template "user\\n" + text, or the text alone behind a picture) is tokenized by itself, and
+    can be tokenized again with another text.
+    """
+    special = special_ids(tokenizer)
+    edges = [-1, *(i for i, token in enumerate(ids) if token in special), len(ids)]
+    for left, right in itertools.pairwise(edges):
+        if right == left + 1:  # between two tokens of a picture
+            continue
+        stretch = tokenizer.decode(
+            ids[left + 1 : right], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        if stretch.count(STAND_IN) == 1:
+            middle = tokenize_plain(tokenizer, stretch.replace(STAND_IN, text))
+            return ids[: left + 1], middle, ids[right:]
+    raise UserError(
+        "The model's tokenizer or chat template changes private-use characters, so the question cannot be kept "
+        "apart from the template; use a byte-level tokenizer."
+    )
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokenizer's special tokens: turns, pictures, end of text."""
+    return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def tokenize_plain(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text in which special tokens are nothing special: decoded they give the same characters.
+
+    Raises UserError for text that is not Unicode (half a surrogate pair), and where the tokenizer has no such mode.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"The text {text[:60]!a} holds half of a surrogate pair at character {error.start}, which is not "
+            "Unicode; remove it."
+        ) from None
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
+    merged = special_ids(tokenizer).intersection(tokens)
+    if merged:
+        name = tokenizer.convert_ids_to_tokens(min(merged))
+        raise UserError(
+            f"The text {text[:60]!r} contains {name!r}, which this model's tokenizer cannot read as plain text; "
+            "remove it."
+        )
+    return tokens
 
 
 def mrope_positions(inner: Any, rendered: Rendered) -> Tensor:
@@ -183,13 +249,14 @@ def speak(problem: Problem, frame: BoxFrame, resized: Sequence[tuple[int, int]])
     `meta["box_image"]`, by default the first. Raises UserError for a box without a picture.
     """
     if problem.kind not in ("box", "objects"):
-        return replace(problem, frame=frame)
+        target = None if problem.target is None else fill(problem.target, tuple, problem.frame)
+        return replace(problem, frame=frame, target=target)
     if not problem.images:
         raise UserError(
             f"Problem {problem.id} asks for a box but has no picture; add one or change its kind."
         )
     which = int(problem.meta.get("box_image", 0))
-    size = problem.images[which].size
+    size = picture_sizes(problem)[which]
 
     def to_frame(box: Sequence[float]) -> tuple[float, ...]:
         return convert(box, problem.frame, frame, size, resized[which])

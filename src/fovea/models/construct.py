@@ -51,7 +51,7 @@ CHAT_TEMPLATE = (
 _PIECES = r"""</?(?:think|answer)>|\[?\{"bbox_2d": \[|\], "label": "|"\}, (?=\{)|"\}\]"""
 _SPLIT = (
     _PIECES + r"""|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"""
-    r"""| ?[^\s\p{L}\p{N}]+(?: (?=\p{N})|[\r\n]*)|\s*[\r\n]+|\s+(?!\S)|\s+"""
+    r"""| ?(?:(?!</?(?:think|answer)>)[^\s\p{L}\p{N}])+(?: (?=\p{N})|[\r\n]*)|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
 
 PROCESSORS: dict[str, Any] = {

@@ -6,17 +6,19 @@ rollout, scoring and update are one distribution. Try: `load_policy("fovea-tiny"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+from transformers.utils import logging as transformers_logging
 
 from fovea.models import qwen2_5_vl, qwen3_vl
-from fovea.models.adapter import Family, Prompt, speak
+from fovea.models.adapter import Family, Prompt, speak, tokenize_plain
 from fovea.models.attention import ATTENTION, register
 from fovea.types import Problem, Sampling, UserError
 
@@ -40,6 +42,8 @@ class Policy:
     """How to talk to it."""
     version: int = 0
     """Updates that the weights have seen; the trainer adds one after each optimizer step."""
+    reply_tokens: int = 0
+    """Room that every prompt must leave in the model's context: the longest reply that will be sampled."""
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +55,12 @@ class Policy:
         listed = self.model.generation_config.eos_token_id
         several = listed if isinstance(listed, list) else [] if listed is None else [listed]
         return tuple(dict.fromkeys([self.processor.tokenizer.eos_token_id, *several]))
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that prompt and reply may have together; None where the config does not say."""
+        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
 
     @property
     def pad_id(self) -> int:
@@ -65,10 +75,17 @@ class Policy:
         """Render a problem: pictures, question, then `instruction` on a line of its own.
 
         The prompt's `problem` has its box answer and target in the family's frame, by the grid the processor
-        used. Raises UserError for media tokens in the text and for a box problem without pictures.
+        used. Special tokens in the texts are ordinary text. Raises UserError, naming the problem, when a picture
+        cannot be read, when prompt and reply do not fit the context (nothing is ever cut off), and for a box
+        problem without pictures.
         """
         text = problem.question if instruction is None else f"{problem.question}\n{instruction}"
-        rendered = self.family.render(self.processor, problem.images, text)
+        try:
+            rendered = self.family.render(self.processor, problem.images, text)
+        except UserError as error:
+            raise UserError(named(problem, str(error))) from error
+        pictured = int((rendered.token_types == 1).sum())
+        self._check_room(problem, len(rendered.token_ids), pictured, self.reply_tokens, "for the reply")
         positions = self.family.positions(self.model, rendered)
         sizes = [self.family.resized(self.model.config, grid) for grid in rendered.grids]
         return Prompt(
@@ -82,6 +99,25 @@ class Policy:
             resized=tuple(sizes),
         )
 
+    def encode_target(self, prompt: Prompt) -> np.ndarray:
+        """`encode_reply` of the teacher's reply to a prompt. Raises UserError when it does not fit the context."""
+        tokens = self.encode_reply(prompt.problem.target or "")
+        pictured = int(prompt.image_mask.sum())
+        length = len(prompt.token_ids)
+        self._check_room(prompt.problem, length, pictured, len(tokens), "for the target")
+        return tokens
+
+    def _check_room(self, problem: Problem, tokens: int, pictured: int, reply: int, what: str) -> None:
+        limit = self.context
+        if limit is None or tokens + reply <= limit:
+            return
+        pictures = f" ({pictured} of them for pictures)" if pictured else ""
+        asked = f"{tokens} tokens{pictures}" + (f" and {reply} {what}" if reply else "")
+        shorter = "lower sampling.max_new_tokens" if what == "for the reply" else "shorten the target"
+        fixes = ["shorten the question", *["use smaller pictures"] * bool(pictured), *[shorter] * bool(reply)]
+        text = f"the prompt needs {asked}, but the model's context holds {limit}; {' or '.join(fixes)}."
+        raise UserError(named(problem, text))
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of a reply without its end token. Other special tokens stay visible: the model wrote them."""
         tokens = [int(i) for i in ids]
@@ -90,14 +126,8 @@ class Policy:
         return str(self.processor.tokenizer.decode(tokens, skip_special_tokens=False))
 
     def encode_reply(self, text: str) -> np.ndarray:
-        """int64 [T], T >= 1: the tokens of a reply and the end token. Raises UserError for media tokens in
-        it."""
-        tokens = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if set(tokens) & set(self.family.media_ids(self.model.config)):
-            raise UserError(
-                f"The reply {text[:60]!r} contains a media token, which can never be said; remove it."
-            )
-        return np.array([*tokens, self.eos_ids[0]], dtype=np.int64)
+        """int64 [T], T >= 1: the tokens of a reply and the end token. Special tokens in it are ordinary text."""
+        return np.array([*tokenize_plain(self.processor.tokenizer, text), self.eos_ids[0]], dtype=np.int64)
 
     def save(self, folder: str | Path) -> None:
         """Write the plain transformers layout (weights, configs, processor) for the Auto classes."""
@@ -105,7 +135,15 @@ class Policy:
         self.processor.save_pretrained(folder)
 
 
-def make_policy(model: Any, processor: Any, *, freeze: Sequence[str] = ()) -> Policy:
+def named(problem: Problem, sentence: str) -> str:
+    """A sentence about a problem that says which one, and where it was read, unless it does so already."""
+    source = str(problem.meta.get("source") or "")
+    if f"roblem {problem.id}" in sentence or (source and source in sentence):
+        return sentence
+    return f"Problem {problem.id}{f' ({source})' if source else ''}: {sentence}"
+
+
+def make_policy(model: Any, processor: Any, *, freeze: Sequence[str] = (), reply_tokens: int = 0) -> Policy:
     """A policy of a model and its processor that are already in memory.
 
     Raises UserError for an unsupported family, dropout, sliding-window attention or an unknown part in
@@ -113,8 +151,7 @@ def make_policy(model: Any, processor: Any, *, freeze: Sequence[str] = ()) -> Po
     """
     family = next((f for f in FAMILIES.values() if f.matches(model.config)), None)
     if family is None:
-        known = ", ".join(FAMILIES)
-        raise UserError(f"The model family {model.config.model_type!r} is not supported; supported: {known}.")
+        _refuse_family(model.config.model_type)
     _refuse_randomness(model)
     register()
     model.set_attn_implementation(ATTENTION)
@@ -126,7 +163,11 @@ def make_policy(model: Any, processor: Any, *, freeze: Sequence[str] = ()) -> Po
         frozen.extend(family.freeze[part])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(frozen)))
-    return Policy(model=model, processor=processor, family=family)
+    return Policy(model=model, processor=processor, family=family, reply_tokens=reply_tokens)
+
+
+def _refuse_family(kind: Any) -> NoReturn:
+    raise UserError(f"The model family {kind!r} is not supported; supported: {', '.join(FAMILIES)}.")
 
 
 def load_policy(
@@ -136,32 +177,88 @@ def load_policy(
     dtype: str = "float32",
     download: bool = False,
     freeze: Sequence[str] = (),
+    reply_tokens: int = 0,
 ) -> Policy:
-    """Load "fovea-tiny", a folder, or (with download=True) a hub name.
+    """Load "fovea-tiny", a folder, or (with download=True) a hub name. `reply_tokens`: see `Policy`.
 
-    Raises UserError when there is nothing to load or the model is not supported.
+    Raises UserError when there is nothing to load, when a file is missing or broken, or when the model is not
+    supported; what is cheap to check is checked before the weights are read.
     """
     source = str(TINY) if model == "fovea-tiny" else model
-    if not Path(source).is_dir() and not download:
+    _check_folder(model, Path(source), download)
+    place = choose_device(device)
+    local = not download or Path(source).is_dir()
+    with _quiet():
+        with _explained(f"The config of the model {model!r}", "copy or download the folder again"):
+            config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local)
+            if config.get("model_type") not in FAMILIES:
+                _refuse_family(config.get("model_type"))
+        fix = "it needs tokenizer.json and processor_config.json as its publisher ships them"
+        with _explained(f"The tokenizer or processor of the model {model!r}", fix):
+            processor = AutoProcessor.from_pretrained(source, local_files_only=local)
+        if getattr(processor, "chat_template", None) is None:
+            raise UserError(f"The model {model!r} has no chat template; add its chat_template.jinja.")
+        with _explained(f"The weights of the model {model!r}", "copy or download the folder again"):
+            both: Any = AutoModelForImageTextToText.from_pretrained(
+                source,
+                dtype=getattr(torch, dtype),
+                local_files_only=local,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, in one sentence
+            )
+    loaded, report = both
+    wrong = sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
+    if wrong:  # transformers only warns, and would train fresh random numbers in their place
+        raise UserError(
+            f"The weights of the model {model!r} do not fit its config: {len(wrong)} tensors are missing or of "
+            f"another size ({wrong[0]!r} is one); copy or download the folder again."
+        )
+    return make_policy(loaded.to(place), processor, freeze=freeze, reply_tokens=reply_tokens)
+
+
+def _check_folder(model: str, folder: Path, download: bool) -> None:
+    """Refuse what cannot be a model before a library tries."""
+    if folder.is_file():
+        raise UserError(f"{model} is a file; give the folder that holds config.json and the weights.")
+    if not folder.is_dir() and not download:
         raise UserError(
             f"There is no model folder {model!r}; "
             "give a folder, 'fovea-tiny', or a hub name with download=true."
         )
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
         raise UserError(
-            f"The folder {source} holds no model (no config.json); `fovea zoo build tiny` makes one."
+            f"The folder {folder} holds no model (no config.json); `fovea zoo build tiny` makes one."
         )
-    local = not download or Path(source).is_dir()
+    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
+        raise UserError(
+            f"The folder {folder} holds a config but no weights (no *.safetensors); copy or download it again."
+        )
+
+
+@contextlib.contextmanager
+def _explained(what: str, fix: str) -> Iterator[None]:
+    """Any failure while the user's model files are read is theirs. Broad on purpose: safetensors and tokenizers
+    raise types of their own, and a wrong JSON file fails as KeyError or TypeError."""
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=getattr(torch, dtype), local_files_only=local
-        )
-        processor = AutoProcessor.from_pretrained(source, local_files_only=local)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"The model {model!r} could not be loaded: {' '.join(str(error).split())[:300]}"
-        ) from None
-    return make_policy(loaded.to(choose_device(device)), processor, freeze=freeze)
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        first = " ".join(str(error).split()).split(". ")[0].rstrip(".:")[:200]
+        raise UserError(f"{what} cannot be read ({type(error).__name__}: {first}); {fix}.") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the reports of transformers: what matters in them is said in one sentence."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def choose_device(device: str) -> torch.device:

@@ -75,6 +75,33 @@ def answer_of(text: str) -> str | None:
     return answer if answer and len(answer) <= ANSWER_LIMIT else None
 
 
+def value_of(text: str) -> str | None:
+    """`answer_of` without its wrapping: the content of the last `\\boxed{…}`, or the value under "answer" or "action"
+    of a JSON object that is the whole answer (possibly in a code fence). Anything else is returned as it is.
+    """
+    answer = answer_of(text)
+    if answer is None:
+        return None
+    if "\\boxed{" in answer:
+        answer = _braced(answer.rpartition("\\boxed{")[2])
+    if answer and '"' in answer and answer.lstrip("`jsonJSON \n\t").startswith("{"):
+        value = _json_of(answer)
+        for key in ("answer", "action") if isinstance(value, dict) else ():
+            if isinstance(value.get(key), str | int | float) and not isinstance(value[key], bool):
+                return str(value[key]).strip() or None
+    return answer
+
+
+def _braced(text: str) -> str | None:
+    """`text` up to the brace that closes the one before it; None if none does."""
+    depth = 1
+    for i, char in enumerate(text):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return text[:i].strip() or None
+    return None
+
+
 def read_box(answer: str | None) -> Box | None:
     """The first box of an answer: four finite numbers, as `[x1, y1, x2, y2]` or under a JSON key `bbox_2d`.
 

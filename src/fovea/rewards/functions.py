@@ -68,7 +68,7 @@ def exact(text: str, problem: Problem) -> float:
     """1 if answer and truth are the same text after `answers.normal_text`, else 0."""
     if isinstance(problem.answer, bool) or not isinstance(problem.answer, str | int | float):
         _refuse("exact", problem, "a text")
-    answer = answers.answer_of(text)
+    answer = answers.value_of(text)
     return float(
         answer is not None and answers.normal_text(answer) == answers.normal_text(str(problem.answer))
     )
@@ -80,7 +80,7 @@ def numeric(text: str, problem: Problem) -> float:
     truth = answers.read_number(truth) if isinstance(truth, str) else answers.finite(truth)
     if truth is None:
         _refuse("numeric", problem, "one finite number")
-    number = answers.read_number(answers.answer_of(text))
+    number = answers.read_number(answers.value_of(text))
     return float(number is not None and math.isclose(number, truth, rel_tol=NUMERIC_TOLERANCE))
 
 
@@ -89,7 +89,7 @@ def choice(text: str, problem: Problem) -> float:
     truth = answers.read_choice(problem.answer) if isinstance(problem.answer, str) else None
     if truth is None:
         _refuse("choice", problem, "one letter A to Z")
-    return float(answers.read_choice(answers.answer_of(text)) == truth)
+    return float(answers.read_choice(answers.value_of(text)) == truth)
 
 
 def objects(text: str, problem: Problem) -> float:
@@ -109,7 +109,7 @@ def objects(text: str, problem: Problem) -> float:
     )
     if truth is None or any(box is None for box, _ in truth):
         _refuse("objects", problem, 'a list of {"bbox_2d": [x1, y1, x2, y2], "label": text}')
-    things = answers.read_objects(answers.answer_of(text))
+    things = answers.read_objects(answers.value_of(text))
     if things is None:
         return 0.0
     if not things and not truth:

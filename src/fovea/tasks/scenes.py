@@ -63,10 +63,14 @@ class Stamp:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thing:
-    """A stamp where it landed. `box` is (x1, y1, x2, y2) in pixels of its ink, x2 and y2 exclusive."""
+    """Something in a picture. `box` is (x1, y1, x2, y2) in pixels of its ink, x2 and y2 exclusive."""
 
     label: str
+    """What it is called in questions, e.g. "7", "red circle", "10 of hearts"."""
     box: tuple[int, int, int, int]
+    facts: tuple[tuple[str, str], ...] = ()
+    """What can be seen of it, as (name, value): (("color", "red"), ("kind", "circle")). The vision tower is taught
+    these; names and values are listed in `fovea.zoo.FACTS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,11 +43,12 @@ def _rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str
     run, policy = session.run, session.policy
     algorithm = find_algorithm(run.algorithm.name, run.algorithm.clip)
     began = time.perf_counter()
-    problems, session.cursor = session.task.take(session.cursor, run.prompts)
+    prompts, counts = session.take()
+    if not prompts:
+        return _EMPTY_STEP | counts, []
     groups = collect(
-        problems, policy, session.engine, session.sampling, session.rewards,
-        group=run.group, seed=(run.seed, step), instruction=session.instruction,
-    )  # fmt: skip
+        prompts, session.engine, session.sampling, session.rewards, group=run.group, seed=(run.seed, step)
+    )
     drawn = time.perf_counter()
     samples = to_samples(groups, algorithm, run.sampling.max_new_tokens)
     report = update(policy, session.optimizer, samples, algorithm, session.sampling, run, step)
@@ -56,17 +57,21 @@ def _rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str
     examples: list[dict[str, Any]] = []
     if _due(run.show_every, step) or step == 0:
         advantages = group_advantages(groups[0].rewards, algorithm).numpy()
-        examples = shown(groups[0], advantages, session.log.pictures(problems[0]))
-    return rollout_metrics(groups) | report | timing, examples
+        examples = shown(groups[0], advantages, session.log.pictures(groups[0].problem))
+    return rollout_metrics(groups) | report | counts | timing, examples
 
 
 def _sft_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One step of cross-entropy on the teacher's replies. It has no rewards: those keys are null."""
-    run = session.run
-    problems, session.cursor = session.task.take(session.cursor, run.prompts)
-    prompts = [session.policy.prompt(problem, session.instruction) for problem in problems]
-    report = sft_update(session.policy, session.optimizer, prompts, run, step)
-    return {"reward_mean": None, "entropy": None, "groups_skipped": 0} | report, []
+    prompts, counts = session.take(session.policy.encode_target)
+    if not prompts:
+        return _EMPTY_STEP | counts, []
+    report = sft_update(session.policy, session.optimizer, prompts, session.run, step)
+    return {"reward_mean": None, "entropy": None, "groups_skipped": 0} | report | counts, []
+
+
+# A step whose every problem was bad: nothing was sampled and nothing was learned.
+_EMPTY_STEP: dict[str, Any] = {"reward_mean": None, "entropy": None, "groups_skipped": 0, "tokens": 0}
 
 
 def _due(every: int, step: int) -> bool:

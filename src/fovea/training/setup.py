@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -15,12 +15,14 @@ from fovea.algorithms import find_algorithm
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.evaluation import evaluate
-from fovea.models import Policy, load_policy
+from fovea.models import Policy, Prompt, load_policy
 from fovea.rewards import check_weights, default_rewards
-from fovea.runlog import RunLog, describe_run, run_folder
+from fovea.rollouts import BadSample, gather, without_bad
+from fovea.runlog import RunLog, check_run_folder, describe_run, run_folder
 from fovea.tasks import open_data, open_task
+from fovea.training.bad_samples import BadSamples, check_largest
 from fovea.training.update import make_optimizer
-from fovea.types import AnswerKind, Observer, Sampling, Task
+from fovea.types import AnswerKind, Observer, Sampling, Task, UserError
 
 EVALUATION_SEED = 1_000_003
 """Built-in tasks' held-out problems are the same whatever the run's seed, so that runs can be compared."""
@@ -95,6 +97,7 @@ class Session:
     sampling: Sampling
     instruction: str | None
     log: RunLog
+    bad: BadSamples
     observers: Sequence[Observer]
     cursor: int = 0
     done: int = 0
@@ -111,9 +114,18 @@ class Session:
         task, validation, held_out = open_tasks(run)
         rewards = run.rewards or default_rewards(task.kind)
         check_weights(rewards)
+        check_run_folder(run_folder(run))
         policy = load_policy(
-            run.model, device=run.device, dtype=run.dtype, download=run.download, freeze=run.freeze
+            run.model,
+            device=run.device,
+            dtype=run.dtype,
+            download=run.download,
+            freeze=run.freeze,
+            reply_tokens=run.sampling.max_new_tokens,
         )
+        instruction = instruction_of(run, task.kind)
+        if run.on_bad_sample == "stop":
+            check_largest(policy, task, instruction, policy.encode_target if run.method == "sft" else None)
         log = RunLog(run_folder(run))
         session = cls(
             run=run,
@@ -127,8 +139,9 @@ class Session:
             sampling=Sampling(
                 temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens
             ),
-            instruction=instruction_of(run, task.kind),
+            instruction=instruction,
             log=log,
+            bad=BadSamples.of(run, log),
             observers=(log, *observers),
         )
         description = describe_run(run) | {"rewards": dict(rewards), "instruction": session.instruction}
@@ -156,11 +169,36 @@ class Session:
         for observer in self.observers:
             observer.step({"step": step} | metrics | timing, examples)
 
+    def take(
+        self, check: Callable[[Prompt], object] | None = None
+    ) -> tuple[tuple[Prompt, ...], dict[str, int]]:
+        """The step's problems as prompts, without the bad ones, and how many those were, as a metric.
+
+        Raises UserError when a bad sample ends the run.
+        """
+        found = gather(self.task, self.cursor, self.run.prompts, self.policy, self.instruction, check)
+        self.cursor = found.cursor
+        self.note(found.bad)
+        return found.prompts, {"bad_samples": len(found.bad)}
+
     def evaluate(self, phase: str) -> None:
         """One line of evaluations.jsonl: the held-out split before and after, the validation split on the way."""
         section, during = self.run.evaluation, phase == "during"
-        task = self.validation if during else self.held_out
-        record = evaluate(
+        name = "validation" if during else section.split
+        split = "held-out lines" if self.run.data is not None else name
+        head = {"step": self.done, "phase": phase, "split": split}
+        try:
+            record = head | self._measure(during)
+        except UserError as error:
+            self._leave_out_bad(during, error)
+            record = head | self._measure(during)
+        self.evaluations[phase] = record
+        for observer in self.observers:
+            observer.evaluation(record)
+
+    def _measure(self, during: bool) -> dict[str, Any]:
+        section, task = self.run.evaluation, self.validation if during else self.held_out
+        return evaluate(
             self.policy,
             self.engine,
             task,
@@ -173,12 +211,31 @@ class Session:
             show=0 if during else 12,
             keep=self.log.pictures,
         )
-        name = "validation" if during else section.split
-        split = "held-out lines" if self.run.data is not None else name
-        record = {"step": self.done, "phase": phase, "split": split} | record
-        self.evaluations[phase] = record
-        for observer in self.observers:
-            observer.evaluation(record)
+
+    def _leave_out_bad(self, during: bool, error: UserError) -> None:
+        """An evaluation met a bad sample: stop, or measure on the problems that are left, now and later.
+
+        An `error` that no problem of the evaluation explains is raised again.
+        """
+        section, task = self.run.evaluation, self.validation if during else self.held_out
+        n = at_most(section.during if during else section.n, task)
+        left, bad = without_bad(task, n, self.policy, self.instruction)
+        if not bad:
+            raise error
+        self.note(bad)
+        if during:
+            self.validation = left
+        else:
+            self.held_out = left
+
+    def note(self, bad: Sequence[BadSample]) -> None:
+        """Record bad samples. Raises UserError when they end the run; what was trained so far is saved."""
+        try:
+            self.bad.note(bad, self.done)
+        except UserError:
+            if self.done:
+                self.save()
+            raise
 
     def save(self) -> None:
         """A checkpoint of the steps so far, unless it is there."""
@@ -210,11 +267,28 @@ class Session:
 
 def open_for_evaluation(run: Run) -> tuple[Policy, SharedPrefillEngine, Task, str | None]:
     """What `fovea evaluate` needs: (policy, engine, held-out task, instruction). Raises UserError."""
+    return _open_for_measuring(run, run.evaluation.split, EVALUATION_SEED + run.seed)
+
+
+def open_for_filter(run: Run) -> tuple[Policy, SharedPrefillEngine, Task, str | None]:
+    """The same for `fovea filter`: a built-in task's training problems, those of the run's seed."""
+    return _open_for_measuring(run, "train", run.seed)
+
+
+def _open_for_measuring(
+    run: Run, split: str, seed: int
+) -> tuple[Policy, SharedPrefillEngine, Task, str | None]:
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     if run.data is None:
-        task: Task = open_task(run.task, run.evaluation.split, EVALUATION_SEED + run.seed)
+        task: Task = open_task(run.task, split, seed)
     else:
         task = open_data(run.data, run.images, shuffle=False)
-    policy = load_policy(run.model, device=run.device, dtype=run.dtype, download=run.download)
+    policy = load_policy(
+        run.model,
+        device=run.device,
+        dtype=run.dtype,
+        download=run.download,
+        reply_tokens=run.sampling.max_new_tokens,
+    )
     return policy, SharedPrefillEngine(policy), task, instruction_of(run, task.kind)

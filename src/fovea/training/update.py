@@ -76,7 +76,7 @@ def sft_update(
     policy: Policy, optimizer: torch.optim.Optimizer, prompts: Sequence[Prompt], run: Run, step: int
 ) -> dict[str, float]:
     """One step of cross-entropy on the prompts' `target` replies: the mean over all reply tokens of the step."""
-    targets = [policy.encode_reply(prompt.problem.target or "") for prompt in prompts]
+    targets = [policy.encode_target(prompt) for prompt in prompts]
     tokens = sum(map(len, targets))
     distinct, rows = _rows(list(zip(prompts, targets, strict=True)))
 

@@ -100,6 +100,24 @@ def interval(summary: dict[str, Any] | None) -> str:
     )
 
 
+def comparison_lines(comparison: dict[str, Any] | None) -> list[str]:
+    """What `fovea.outcomes.compare` found, as a few lines; none where nothing was compared."""
+    if comparison is None:
+        return []
+    counts = comparison["counts"]
+    lines = [
+        f"against {comparison['against']} on the same {comparison['n']} problems"
+        + (f" ({comparison['unmatched']} in one of the two only)" if comparison["unmatched"] else ""),
+        f"{'accuracy':<16}{interval(comparison['a'])}  against  {interval(comparison['b'])}",
+        f"{'difference':<16}{interval(comparison['difference'])}  McNemar's exact p = {comparison['mcnemar_p']:.3g}",
+        f"{'right':<16}both {counts['both']}, only this {counts['only_a']}, only the other {counts['only_b']}, "
+        f"neither {counts['neither']}",
+    ]
+    return lines + [
+        f"{'pass@' + k + ' differs':<16}{interval(value)}" for k, value in comparison["pass_at_k"].items()
+    ]
+
+
 def describe_result(result: dict[str, Any], folder: str | None) -> list[str]:
     """The last lines of a run."""
     steps, seconds = result.get("steps", "?"), result.get("train_seconds")

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from fovea.runlog import read_run, write_atomically
 from fovea.viewer import as_text, visible
-from fovea.viewer.display import clock
+from fovea.viewer.display import clock, interval
 
 SHOWN_PICTURES = 24
 SHOWN_PROBLEMS = 6
@@ -34,6 +34,7 @@ MEASURES = (
     ("swapped", "accuracy with another problem's picture, against the own truth"),
     ("follow", "replies to the swapped picture that are right about that picture"),
     ("blank", "accuracy with a blank picture"),
+    ("truncated", "greedy replies cut at the length limit"),
 )
 
 
@@ -153,9 +154,21 @@ def _measures(
 def measures_of(record: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """(label, meaning, {"mean", "ci95"}) of all that an evaluation record measured, accuracy first."""
     found = [(key, meaning, record[key]) for key, meaning in MEASURES if record.get(key)]
+    for name, value in (record.get("rewards") or {}).items():
+        found.append((f"reward {name}", "mean reward of greedy replies", value))
     for k, value in (record.get("pass_at_k") or {}).items():
         found.append((f"pass@{k}", f"at least one of {k} sampled replies is right", value))
     return found
+
+
+def measure_lines(record: dict[str, Any]) -> list[str]:
+    """`measures_of` for a terminal: label, mean and interval, on how many where not on all, meaning."""
+    lines = []
+    for label, meaning, value in measures_of(record):
+        n = value.get("n")
+        on = "" if n is None or n == record.get("n") else f" (n = {n})"
+        lines.append(f"{label:<16}{interval(value):<26}{meaning}{on}")
+    return lines
 
 
 def _summary(value: Any) -> dict[str, Any] | None:

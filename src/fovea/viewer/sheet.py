@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fovea.boxes import fill
 from fovea.runlog import jsonable
-from fovea.types import Problem
+from fovea.types import Problem, UserError, picture_sizes
 from fovea.viewer import as_text, visible
 
-CELL, PICTURE, LINE = 260, 236, 15
-PAPER, INK, SOFT, BOX = (255, 255, 255), (29, 33, 37), (98, 106, 114), (14, 165, 190)
+PICTURE, GAP, LINE, LETTERS = 252, 12, 15, 40
+"""Pixels of a cell's picture, between cells, of a line of text; characters in a line."""
+CELL = PICTURE + 2 * GAP
+MOST_LINES = 14
+"""Of question and truth each; the rest is cut with an ellipsis. `--json` has it whole."""
+PAPER, INK, SOFT, EDGE, BOX = (255, 255, 255), (29, 33, 37), (98, 106, 114), (222, 226, 230), (14, 165, 190)
 
 
 def facts(problem: Problem) -> dict[str, Any]:
@@ -27,45 +33,84 @@ def facts(problem: Problem) -> dict[str, Any]:
         "answer": jsonable(problem.answer)[0],
         "frame": problem.frame,
         "difficulty": problem.difficulty,
-        "sizes": [list(image.size) for image in problem.images],
+        "sizes": [list(size) for size in picture_sizes(problem)],
         "target": problem.target,
     }
 
 
 def draw_sheet(problems: Sequence[Problem], path: str | Path) -> None:
-    """Write one PNG with the first picture, question and truth of every problem, three in a row."""
-    columns = min(3, max(1, len(problems)))
+    """Write one PNG: pictures (side by side, up to nine), question and truth of every problem.
+
+    As many columns as make the sheet about as wide as high, at most eight; rows are as high as their longest
+    text. Raises UserError if the file cannot be written.
+    """
+    columns = min(8, max(1, min(len(problems), round(math.sqrt(1.6 * len(problems))))))
     texts = [_lines(problem) for problem in problems]
-    height = PICTURE + 24 + LINE * max((len(lines) for lines in texts), default=1)
-    rows = -(-len(problems) // columns)
-    sheet = Image.new("RGB", (columns * CELL, max(1, rows) * height), PAPER)
+    rows = [range(start, min(start + columns, len(problems))) for start in range(0, len(problems), columns)]
+    heights = [PICTURE + 3 * GAP + LINE * max(len(texts[i]) for i in row) for row in rows]
+    sheet = Image.new("RGB", (columns * CELL, max(1, sum(heights))), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
-    for i, (problem, lines) in enumerate(zip(problems, texts)):
-        left, top = (i % columns) * CELL + 12, (i // columns) * height + 12
-        if problem.images:
-            _paste(sheet, draw, problem, left, top)
-        for j, (line, colour) in enumerate(lines):
-            draw.text((left, top + PICTURE + 4 + j * LINE), line, fill=colour, font=font)
+    top = 0
+    for row, height in zip(rows, heights):
+        for column, i in enumerate(row):
+            left = column * CELL + GAP
+            _paste(sheet, draw, problems[i], left, top + GAP)
+            for j, (line, colour) in enumerate(texts[i]):
+                draw.text((left, top + PICTURE + 2 * GAP + j * LINE - 4), line, fill=colour, font=font)
+        top += height
+        draw.line((0, top - 2, sheet.width, top - 2), fill=EDGE)
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target, "PNG")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(target, "PNG")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); give another --out.") from None
 
 
 def _lines(problem: Problem) -> list[tuple[str, tuple[int, int, int]]]:
-    asked = textwrap.wrap(visible(problem.question, 300), 38)
-    truth = textwrap.wrap(visible(f"truth: {as_text(problem.answer)}", 200), 38)
-    return [(line, INK) for line in asked] + [(line, SOFT) for line in truth]
+    """Question, truth and, where it says more than the truth, the teacher's reply; wrapped and cut."""
+    asked = _wrapped(problem.question)
+    truth = _wrapped(f"truth: {as_text(problem.answer)}")
+    reply = fill(problem.target or "", lambda box: box, problem.frame)
+    said = _wrapped(f"teacher: {reply}") if "<think>" in reply else []
+    return [(line, INK) for line in asked] + [(line, SOFT) for line in truth + said]
+
+
+def _wrapped(text: str) -> list[str]:
+    lines = [
+        part
+        for line in visible(text, 1000).split("\n")
+        for part in (textwrap.wrap(line, LETTERS) if line.strip() else [])
+    ]
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], "…"]
 
 
 def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, problem: Problem, left: int, top: int) -> None:
-    picture = problem.images[0]
-    scale = min(PICTURE / picture.width, PICTURE / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # Small pictures keep their pixels: the reader should see what the model sees.
-    sheet.paste(
-        picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS), (left, top)
-    )
-    if problem.kind == "box" and problem.frame == "pixels":
-        x1, y1, x2, y2 = (float(v) * scale for v in problem.answer)
-        draw.rectangle((left + x1, top + y1, left + x2, top + y2), outline=BOX, width=2)
+    """The problem's pictures in a square of `PICTURE` pixels: one alone, or up to nine in a grid of equal cells."""
+    count = min(9, len(problem.images))
+    if not count:
+        return
+    columns, rows = min(count, 3) if count != 4 else 2, -(-count // (3 if count != 4 else 2))
+    gap = 4 if count > 1 else 0
+    side = (PICTURE - gap * (columns - 1)) // columns
+    high = (PICTURE - gap * (rows - 1)) // rows
+    for k in range(count):
+        picture = problem.images[k]
+        scale = min(side / picture.width, high / picture.height)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        x, y = left + (k % columns) * (side + gap), top + (k // columns) * (high + gap)
+        # Small pictures keep their pixels: the reader should see what the model sees.
+        resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+        sheet.paste(picture.convert("RGB").resize(size, resample), (x, y))
+        draw.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=EDGE)
+        if problem.frame == "pixels" and k == int(problem.meta.get("box_image", 0)):
+            for box in _boxes(problem):
+                x1, y1, x2, y2 = (float(v) * scale for v in box)
+                draw.rectangle((x + x1, y + y1, x + x2, y + y2), outline=BOX, width=2)
+
+
+def _boxes(problem: Problem) -> list[Any]:
+    if problem.kind == "box":
+        return [problem.answer]
+    return [thing["bbox_2d"] for thing in problem.answer] if problem.kind == "objects" else []

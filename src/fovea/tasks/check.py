@@ -1,0 +1,233 @@
+"""`check_task`: everything that is wrong with a task or a data file, in one pass, and what a blind guesser scores.
+
+Of a file: what `read_data` finds, and targets that the checker calls wrong. Of a task: that problem i is a
+function of (seed, i), that ids are unique, boxes inside, answers JSON, that the teacher's reply earns the full
+reward, and that the declared chance is not below what the best constant reply scores.
+
+Try it: `fovea tasks check digits/locate`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fovea.boxes import fill
+from fovea.rewards import correct, default_rewards, weigh
+from fovea.statistics import wilson
+from fovea.tasks.chance import blind_chance
+from fovea.tasks.data import Finding, chance_of, open_source, read_rows
+from fovea.tasks.pictures import MEGAPIXELS
+from fovea.tasks.records import Row, to_problem
+from fovea.types import Problem, Task, UserError, picture_sizes
+
+STRICT = 4.0
+"""Standard errors by which the best constant reply may beat the declared chance before that counts as wrong."""
+SLACK = 0.03
+"""And an absolute allowance: declared figures are rounded, and the best of many constants is found on the same
+problems that it is measured on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a check found.
+
+    Example: Report(name="my", n=100, bad=(), chance=0.25, declared=None)
+    """
+
+    name: str
+    n: int
+    """Samples looked at, bad ones included."""
+    bad: tuple[Finding, ...]
+    chance: float
+    """Measured: the share of good samples that the best constant reply gets right."""
+    declared: float | None
+    """The task's own figure; None for files."""
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON, as `fovea tasks check --json` prints it."""
+        return {
+            "name": self.name,
+            "n": self.n,
+            "bad": [{"file": f.file, "line": f.line, "problem": f.problem, "fix": f.fix} for f in self.bad],
+            "chance": self.chance,
+            "declared_chance": self.declared,
+        }
+
+
+def check_task(
+    task: str | Path | Task,
+    n: int = 200,
+    *,
+    images: str | Path | None = None,
+    split: str = "train",
+    seed: int = 0,
+    verify: bool = True,
+    megapixels: float = MEGAPIXELS,
+) -> Report:
+    """Check a built-in task by name, the first `n` problems of any `Task`, or all of a file or folder by its path.
+
+    A text is a task's name if there is such a task, else a path. `split` and `seed` belong to names, `images`,
+    `verify` and `megapixels` to files (as in `open_data`). Raises UserError if there is nothing to check.
+    """
+    if not isinstance(task, str | Path):
+        return _check_problems(task, n)
+    from fovea.tasks import TASKS, open_task  # the table of tasks imports this module
+
+    name = str(task)
+    if name.partition("@")[0] in TASKS:
+        return _check_problems(open_task(name, split, seed), n)
+    path = Path(task)
+    if not path.suffix and not path.exists():
+        open_task(name)  # neither a file nor a task: says which task is near
+    return _check_file(path, images, verify, megapixels)
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _check_file(path: Path, images: str | Path | None, verify: bool, megapixels: float) -> Report:
+    source = open_source(path, images)
+    rows, bad = read_rows(source, verify=verify, megapixels=megapixels)
+    found = [
+        Finding(file=source.file, line=row.number, problem=problem, fix=fix, unit=source.unit)
+        for row in rows
+        for problem, fix in _wrong_target(row, source.name, source.file)
+    ]
+    lost = {finding.line for finding in found}
+    good = [row for row in rows if row.number not in lost]
+    findings = sorted([*bad, *found], key=lambda finding: finding.line or 0)
+    return Report(
+        name=source.name,
+        n=len(rows) + sum(finding.line is not None for finding in bad),
+        bad=tuple(findings),
+        chance=chance_of(good),
+        declared=None,
+    )
+
+
+def _wrong_target(row: Row, task: str, file: str) -> Iterator[tuple[str, str]]:
+    problem = to_problem(row, task, file)
+    if not correct(_reply(problem), problem):
+        yield (
+            f"the target {(row.target or '')[:60]!r} is not right by the line's own answer",
+            "correct target or answer (a box of less than a pixel cannot be answered in whole pixels)",
+        )
+
+
+def _reply(problem: Problem) -> str:
+    """The teacher's reply, boxes in the problem's own frame."""
+    return fill(problem.target or "", lambda box: box, problem.frame)
+
+
+# --- tasks ------------------------------------------------------------------------------------------------
+
+
+def _check_problems(task: Task, n: int) -> Report:
+    n = n if task.size is None else min(n, task.size)
+    if n < 1:
+        raise UserError(f"Task {task.name}: there is nothing to check; give n of at least 1.")
+    problems, _ = task.take(0, n)
+    seen: dict[str, int] = {}
+    bad: list[Finding] = []
+    good: list[Problem] = []
+    for index, (problem, again) in enumerate(zip(problems, _in_pieces(task, n))):
+        wrong = list(_wrong_with(problem, again, task))
+        if problem.id in seen:
+            wrong.append((f"the id {problem.id!r} is that of problem {seen[problem.id]}", "make ids unique"))
+        seen.setdefault(problem.id, index)
+        bad += [
+            Finding(file=task.name, line=index, problem=what, fix=fix, unit="problem") for what, fix in wrong
+        ]
+        if not wrong:
+            good.append(problem)
+    chance = chance_of_problems(good)
+    if good and wilson(round(chance * len(good)), len(good), STRICT)[0] > task.chance + SLACK:
+        bad.append(
+            Finding(
+                file=task.name,
+                line=None,
+                problem=f"declares chance {task.chance:.3g}, but one constant reply is right {chance:.3g} of the time",
+                fix="declare what was measured, or spread the answers",
+            )
+        )
+    return Report(name=task.name, n=n, bad=tuple(bad), chance=chance, declared=task.chance)
+
+
+def _in_pieces(task: Task, n: int) -> Iterator[Problem]:
+    """The first `n` problems again, taken in pieces of 1, 2, 3, … by the cursor."""
+    cursor, done, piece = 0, 0, 1
+    while done < n:
+        piece = min(piece, n - done)
+        problems, cursor = task.take(cursor, piece)
+        yield from problems
+        done, piece = done + piece, piece + 1
+
+
+def _wrong_with(problem: Problem, again: Problem, task: Task) -> Iterator[tuple[str, str]]:
+    """(problem, fix) for everything that is wrong with one problem of a task."""
+    if _facts(problem) != _facts(again):
+        yield "is another problem when it is taken again", "make it depend on seed and index alone"
+    if problem.kind != task.kind:
+        yield f"is of kind {problem.kind!r}, the task of kind {task.kind!r}", "declare one kind"
+    if not 0 <= problem.difficulty <= 1:
+        yield f"has difficulty {problem.difficulty}", "keep it in 0 to 1"
+    if not problem.question.strip():
+        yield "has no question", "ask something"
+    try:
+        json.dumps(problem.answer, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        yield f"has an answer that is not JSON ({error})", "use texts, finite numbers, lists"
+        return
+    sizes = picture_sizes(problem)
+    for box in boxes_of(problem):
+        which = int(problem.meta.get("box_image", 0))
+        if not _is_inside(box, sizes[which] if which < len(sizes) else (0, 0)):
+            yield f"has the box {tuple(box)} outside its picture", "draw things inside"
+            return
+    if problem.target is not None:
+        yield from _wrong_reward(problem)
+
+
+def _wrong_reward(problem: Problem) -> Iterator[tuple[str, str]]:
+    reply = _reply(problem)
+    if not correct(reply, problem):
+        yield f"the target {reply[:60]!r} is wrong by the checker", "make target and answer agree"
+        return
+    weights = default_rewards(problem.kind)
+    if "@" in problem.task:  # another style than the default `<answer>` is not what the format reward rewards
+        weights.pop("format", None)
+    total, parts = weigh([reply], problem, weights)
+    if abs(float(total[0]) - sum(weights.values())) > 1e-9:
+        low = ", ".join(f"{name} {float(part[0]):.3g}" for name, part in parts.items() if part[0] < 1)
+        yield f"the target {reply[:60]!r} does not earn the full reward ({low})", "correct the target"
+
+
+def _facts(problem: Problem) -> tuple[Any, ...]:
+    pixels = tuple((image.size, image.mode, image.tobytes()) for image in problem.images)
+    words = (problem.id, problem.task, problem.question, repr(problem.answer), problem.kind, problem.frame)
+    return (*words, problem.difficulty, problem.target, repr(problem.meta), pixels)
+
+
+def boxes_of(problem: Problem) -> Sequence[Sequence[float]]:
+    """The boxes of a problem's answer, in its frame; none for kinds without."""
+    if problem.kind == "box":
+        return [problem.answer]
+    return [thing["bbox_2d"] for thing in problem.answer] if problem.kind == "objects" else []
+
+
+def _is_inside(box: Sequence[float], size: tuple[int, int]) -> bool:
+    x1, y1, x2, y2 = box
+    return 0 <= x1 < x2 <= size[0] and 0 <= y1 < y2 <= size[1]
+
+
+def chance_of_problems(problems: Sequence[Problem]) -> float:
+    """`blind_chance` of problems in the frame "pixels"."""
+    sizes = [
+        picture_sizes(problem)[int(problem.meta.get("box_image", 0))] if problem.kind == "box" else None
+        for problem in problems
+    ]
+    return blind_chance([p.kind for p in problems], [p.answer for p in problems], sizes)

@@ -1,0 +1,144 @@
+"""Parquet files and saved Hugging Face datasets as lines of data; the extra `[data]`.
+
+The table stays on disk (memory-mapped Arrow; the `datasets` library writes a parquet file once into its own cache
+for that), so that any row can be read in any order. Columns: those of `fovea.tasks.records` (`problem` and
+`solution` are read as `question` and `answer`), others are ignored. A picture is a cell of bytes,
+{"bytes", "path"}, a file name, or a list of those.
+
+Not here: hub names. Save the dataset first: `datasets.load_dataset(NAME, split="train").save_to_disk(FOLDER)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fovea.tasks.pictures import BadPicture, CellRef, FileRef, Ref
+from fovea.tasks.records import KEYS, BadLine
+from fovea.types import UserError
+
+ALIASES = {"problem": "question", "solution": "answer"}
+PICTURES = ("image", "images")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """A table on disk, by name: pickles in a few bytes and is opened once a process."""
+
+    path: str
+    stamp: int
+    """Time of its last change, so that a table that was written anew is opened anew."""
+
+    def picture_bytes(self, row: int, column: str, item: int) -> bytes:
+        """The bytes of one picture. Raises BadPicture."""
+        cell = _dataset(self.path, self.stamp)[row][column]
+        cell = cell[item] if isinstance(cell, list) else cell
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes):
+            raise BadPicture(f"the picture in column {column!r} has no bytes", "write the table again")
+        return data
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def read_table(path: Path, folder: Path) -> Iterator[tuple[int, Any]]:
+    """(row number from 1, record or BadLine); pictures are references, file names relative to `folder`.
+
+    Raises UserError if the extra is missing or the table cannot be read.
+    """
+    head = path / "state.json" if path.is_dir() else path
+    if (path / "dataset_dict.json").is_file():
+        parts = sorted(part.name for part in path.iterdir() if (part / "state.json").is_file())
+        raise UserError(
+            f"{path} holds several parts ({', '.join(parts)}); name one, for example {path / (parts or ['train'])[0]}."
+        )
+    table = Table(path=str(path), stamp=head.stat().st_mtime_ns)
+    dataset = _dataset(table.path, table.stamp)
+    columns = set(dataset.column_names)
+    wanted = columns & (KEYS | {"conversations"})
+    renamed = {old: new for old, new in ALIASES.items() if old in columns and new not in columns}
+    chosen = dataset.select_columns(sorted(wanted | set(renamed)))
+    for row in range(len(chosen)):
+        cells = {renamed.get(key, key): value for key, value in chosen[row].items() if value is not None}
+        if isinstance(cells.get("conversations"), dict):  # a list of structs, transposed by old `datasets`
+            cells["conversations"] = [
+                dict(zip(cells["conversations"], values)) for values in zip(*cells["conversations"].values())
+            ]
+        try:
+            for column in PICTURES:
+                if column in cells:
+                    cells[column] = _refs(cells[column], table, row, column, folder)
+        except BadLine as error:
+            yield row + 1, error
+            continue
+        yield row + 1, cells
+
+
+def _refs(cell: Any, table: Table, row: int, column: str, folder: Path) -> list[Ref]:
+    refs: list[Ref] = []
+    for item, value in enumerate(cell if isinstance(cell, list) else [cell]):
+        path = value.get("path") if isinstance(value, dict) else value
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(data, bytes):
+            refs.append(CellRef(table=table, row=row, column=column, item=item))
+        elif isinstance(path, str) and path:
+            refs.append(FileRef(path=str(folder / path)))
+        else:
+            raise BadLine(
+                f"column {column!r} holds no picture", "store bytes, {'bytes', 'path'} or a file name"
+            )
+    return refs
+
+
+@lru_cache(maxsize=8)
+def _dataset(path: str, stamp: int) -> Any:
+    """The table, pictures left as bytes. Raises UserError."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"{path} needs the extra [data]; install it with pip install 'fovea-rl[data]', or write JSONL."
+        ) from None
+    try:
+        with _silent(datasets):
+            saved = Path(path).is_dir()
+            found = datasets.load_from_disk(path) if saved else datasets.Dataset.from_parquet(path)
+            return found.cast(datasets.Features({k: _undecoded(v) for k, v in found.features.items()}))
+    # A broken file fails as ArrowInvalid, DatasetGenerationError, OSError, KeyError, TypeError or JSONDecodeError.
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:160] or type(cause).__name__
+        kind = "saved dataset" if Path(path).is_dir() else "parquet"
+        raise UserError(f"{path} cannot be read as {kind} ({reason}); write it again.") from None
+
+
+def _undecoded(feature: Any) -> Any:
+    """The feature with pictures as {"bytes", "path"} instead of decoded ones."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    inner = getattr(feature, "feature", None)
+    if inner is not None and isinstance(inner, datasets.Image):
+        return type(feature)(datasets.Image(decode=False))
+    return feature
+
+
+@contextmanager
+def _silent(datasets: Any) -> Iterator[None]:
+    """No progress bars of `datasets` between our lines."""
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
