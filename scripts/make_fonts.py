@@ -43,7 +43,9 @@ def main(folders: list[str]) -> None:
     with zipfile.ZipFile("src/fovea/data/fonts.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for split, names in FONTS.items():
             for name in names:
-                archive.writestr(zipfile.ZipInfo(f"{split}/{name}.ttf"), reduced(found[name]), zipfile.ZIP_DEFLATED)
+                archive.writestr(
+                    zipfile.ZipInfo(f"{split}/{name}.ttf"), reduced(found[name]), zipfile.ZIP_DEFLATED
+                )
 
 
 if __name__ == "__main__":

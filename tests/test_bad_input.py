@@ -128,7 +128,7 @@ def edit_config(**changes: Any) -> Callable[[Path], object]:
 def edit_weights(change: Callable[[dict[str, torch.Tensor], str], object]) -> Callable[[Path], object]:
     def edit(model: Path) -> None:
         weights = load_file(model / "model.safetensors")
-        change(weights, "model.language_model.layers.0.mlp.down_proj.weight")
+        change(weights, next(name for name in weights if name.endswith("layers.0.mlp.down_proj.weight")))
         save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
     return edit

@@ -44,7 +44,7 @@ def test_the_best_constant_reply() -> None:
     assert constant_share(texts) == 0.75  # as the checker counts: letters of any size
     numbers = [problem(str(i), answer, "number") for i, answer in enumerate([3, 3, 4, 5])]
     assert constant_share(numbers) == 0.5
-    # As shares of their pictures the first two boxes are one, the third overlaps them by 80/100, the last not.
+    # As shares of their pictures the first two boxes are one, the third covers 80 % of it, the last is elsewhere.
     boxes = [((0, 0, 50, 50), (100, 100)), ((0, 0, 100, 50), (200, 100))]
     boxes += [((0, 0, 40, 50), (100, 100)), ((60, 60, 90, 90), (100, 100))]
     assert constant_share([problem(str(i), box, "box", size) for i, (box, size) in enumerate(boxes)]) == 0.75
@@ -115,7 +115,7 @@ def test_the_page_tells_the_three_kinds_of_skills_apart() -> None:
         nothing = {"mean": None, "ci95": None, "n": 0}
         shared = {"name": name, "n": 10, "text_only": text_only, "passed": passed, "why": "too low"}
         some = nothing if text_only else share | {"n": 6}
-        shared |= {key: some for key in ("swapped", "looking", "follow", "blank")}
+        shared |= dict.fromkeys(("swapped", "looking", "follow", "blank"), some)
         return shared | {"accuracy": share, "chance": {"used": 0.25}, "pass_at_k": {"1": share, "8": share}}
 
     skills = [skill("a/x", True, False), skill("b/y", False, False), skill("c/z", False, True)]

@@ -14,6 +14,7 @@ from fovea.cli import main
 from fovea.tasks import TASKS, check_task, open_task
 from fovea.tasks.chance import best_box, blind_chance
 from fovea.types import Problem, UserError
+from fovea.viewer.sheet import draw_sheet
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
@@ -146,6 +147,26 @@ def test_good_things_are_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["tasks", "check", "shapes/locate", "--n", "5", "--json"]) == 0
     out = capsys.readouterr().out
     assert json.loads(out[out.index("{") :])["declared_chance"] == TASKS["shapes/locate"].chance
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_a_sheet_of_any_number_of_problems(tmp_path: Path, count: int) -> None:
+    """Problem i has i mod 11 pictures; the sheet is not much higher than wide, and each first picture is on it."""
+    problems = [
+        Problem(
+            id=str(i), task="t", images=tuple(Image.new("RGB", (9, 12), (i, 200, 7)) for _ in range(i % 11)),
+            question="word " * 200 if i == 1 else "Where?", answer=i, kind="number",
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    draw_sheet(problems, tmp_path / "s.png")
+    sheet = Image.open(tmp_path / "s.png")
+    assert sheet.height <= 2.5 * sheet.width
+    colours = {colour for _, colour in sheet.getcolors(sheet.width * sheet.height)}
+    assert {(i, 200, 7) for i in range(count) if i % 11} <= colours
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"s.png cannot be written"):
+        draw_sheet(problems, tmp_path / "file" / "s.png")
 
 
 def test_a_name_that_is_neither_task_nor_file() -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fovea.tasks import graphs
 from fovea.tasks.scenes import SPLITS, generator
@@ -61,7 +62,7 @@ def expected(name, question, nodes, edges):
 
 @pytest.mark.parametrize("name", [name for name in DRAWN if name != "graphs/locate"])
 def test_answers_follow_from_the_drawn_graph(name, drawings):
-    for i in range(60):
+    for i in range(40):
         asked = graphs.QUESTIONS[name][0](generator(name, i), "train")
         shown = drawings[-1].graph
         assert asked.images[0] is drawings[-1].image
@@ -118,7 +119,7 @@ def test_circles_keep_apart_and_edges_pass_no_node(drawings):
 
 @pytest.mark.parametrize("name", list(graphs.QUESTIONS))
 def test_the_same_generator_draws_the_same_and_marks_are_inside(name):
-    for i in range(20):
+    for i in range(8):
         one, two = (graphs.QUESTIONS[name][0](generator(name, i), "train") for _ in range(2))
         assert (one.question, one.answer, one.said, one.thought) == (
             two.question,
@@ -170,10 +171,10 @@ def test_scene_facts_are_the_closed_sets(drawings):
 @pytest.mark.parametrize(
     "name", [name for name, question in graphs.QUESTIONS.items() if question[1] != "box"]
 )
-def test_chance_is_what_the_best_constant_reply_scores(name):
-    """Within four standard deviations; for neighbours, the best reply to each letter that may be asked."""
-    n, chance = 1500, graphs.QUESTIONS[name][2]
-    # Drawing is the slow part and does not change the answer's distribution: draw the cheap split.
+def test_chance_is_what_the_best_constant_reply_scores(name, monkeypatch):
+    """Within four standard deviations. Nothing is painted: the answers do not depend on it."""
+    monkeypatch.setattr(graphs, "_paint", lambda *_: Image.new("RGB", (96, 96)))
+    n, chance = 500, graphs.QUESTIONS[name][2]
     asked = [graphs.QUESTIONS[name][0](generator("chance", name, i), "train") for i in range(n)]
     best = Counter(str(a.answer) for a in asked).most_common(1)[0][1] / n
     assert abs(best - chance) < 4 * np.sqrt(chance * (1 - chance) / n) + 0.01

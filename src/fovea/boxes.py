@@ -67,7 +67,7 @@ def marks(
 ) -> list[tuple[int, int, Box]]:
     """Where `fill`'s text is read off a picture: (character, picture, box in the placeholders' own frame).
 
-    For a box the character is the one after its opening bracket, for a `look` the next one.
+    For a box these are the first characters of its four numbers, for a `look` the next character.
     """
     found, at, last = [], 0, 0
     for match in _MARK.finditer(text):
@@ -75,8 +75,9 @@ def marks(
         last = match.end()
         x1, y1, x2, y2 = (float(value) for value in match.groups()[1:])
         if match[1] is None:
-            found.append((at + 1, box_image, (x1, y1, x2, y2)))
-            at += len(write(to_frame((x1, y1, x2, y2)), frame))
+            written = write(to_frame((x1, y1, x2, y2)), frame)
+            found += [(at + n.start(), box_image, (x1, y1, x2, y2)) for n in re.finditer(r"[-\d.]+", written)]
+            at += len(written)
         else:
             found.append((at, int(match[1]), (x1, y1, x2, y2)))
     return found

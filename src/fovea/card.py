@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -22,16 +21,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fovea.engines.shared_prefill import SharedPrefillEngine
-from fovea.evaluation import evaluate, truth_text
+from fovea.evaluation import evaluate
 from fovea.models import Policy, load_policy
 from fovea.models.policy import TINY
-from fovea.rewards import correct
 from fovea.runlog import newest_model, to_json, write_atomically
 from fovea.tasks import TASKS, open_task
+from fovea.tasks.chance import blind_chance
 from fovea.training.setup import EVALUATION_SEED
 from fovea.types import Problem, UserError, picture_sizes
 
@@ -102,33 +100,13 @@ def verdict(row: dict[str, Any]) -> tuple[bool, str]:
 
 
 def constant_share(problems: Sequence[Problem]) -> float:
-    """Accuracy of the best reply that is the same to every one of these problems, 0 to 1.
+    """Accuracy of the best reply that is the same to every one of these problems, 0 to 1 (`blind_chance`).
 
-    Tried are the most frequent truths and, for boxes, every true box as a share of its picture's sides. It is
-    chosen with hindsight, so it is a little above what a guesser can expect.
+    It is chosen with hindsight, so it is a little above what a guesser can expect.
     """
-    if not problems:
-        return 0.0
-    if problems[0].kind == "box":
-        return _constant_box(problems)
-    frequent = Counter(truth_text(problem) for problem in problems).most_common(5)
-    replies = [f"<answer>{truth}</answer>" for truth, _ in frequent]
-    return max(float(np.mean([correct(reply, problem) for problem in problems])) for reply in replies)
-
-
-def _constant_box(problems: Sequence[Problem]) -> float:
-    """IoU does not change when both boxes are stretched alike, so boxes as shares of the sides can be compared."""
-    shares = []
-    for problem in problems:
-        width, height = picture_sizes(problem)[int(problem.meta.get("box_image", 0))]
-        shares.append(np.array(problem.answer, dtype=np.float64) / (width, height, width, height))
-    box_N4 = np.array(shares)
-    low_NN2 = np.maximum(box_N4[:, None, :2], box_N4[None, :, :2])
-    high_NN2 = np.minimum(box_N4[:, None, 2:], box_N4[None, :, 2:])
-    inter_NN = np.prod(np.clip(high_NN2 - low_NN2, 0, None), axis=2)
-    area_N = np.prod(box_N4[:, 2:] - box_N4[:, :2], axis=1)
-    iou_NN = inter_NN / (area_N[:, None] + area_N[None, :] - inter_NN)
-    return float((iou_NN > 0.5).mean(axis=1).max())
+    sizes = [picture_sizes(problem) for problem in problems]
+    shown = [size[int(p.meta.get("box_image", 0))] if size else None for p, size in zip(problems, sizes)]
+    return blind_chance([p.kind for p in problems], [p.answer for p in problems], shown)
 
 
 # --- the card --------------------------------------------------------------------------------------------------

@@ -221,7 +221,8 @@ class RunLog:
 
     def close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # every line was flushed or its failure raised
+                file.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -249,7 +250,8 @@ def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:
     with _writable(folder):  # a name can be too long even to ask for
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"The run folder {folder} cannot be made: {there} is a file; {fix}.")
+        where = "is a file" if there == folder else f"cannot be made: {there} is a file"
+        raise UserError(f"The run folder {folder} {where}; {fix}.")
     if not resume:
         if (folder / "result.json").exists():
             raise UserError(

@@ -268,17 +268,14 @@ def read_rows(
     checked: dict[Ref, Size | BadPicture] = {}
     lines = iter(source.lines)
     while chunk := [_draft(number, record, source) for number, record in islice(lines, CHUNK)]:
-        drafts = [draft for _, draft, _ in chunk if isinstance(draft, Draft)]
-        fresh = [ref for _, draft, refs in chunk if isinstance(draft, Draft) for ref in refs]
-        fresh = [ref for ref in dict.fromkeys(fresh) if ref not in checked]
-        if drafts:
-            checked |= verify_all(fresh, megapixels, whole=verify)
+        fresh = [ref for _, _, refs in chunk for ref in refs if ref not in checked]
+        checked |= verify_all(fresh, megapixels, whole=verify)
         for number, draft, refs in chunk:
             try:
                 row = _row(draft, refs, number, source.name, checked, megapixels)
                 if row.id in seen:
                     raise BadLine(
-                        f"the id {row.id!r} is already that of {source.unit} {seen[row.id]}",
+                        f"the id {row.id[:80]!r} is already that of {source.unit} {seen[row.id]}",
                         "give each its own",
                     )
             except (BadLine, BadPicture) as error:

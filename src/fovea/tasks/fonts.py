@@ -30,9 +30,7 @@ def font_names(split: Split) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=512)
 def _load(name: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(
-        io.BytesIO(_archive()[name]), size, layout_engine=ImageFont.Layout.BASIC
-    )
+    return ImageFont.truetype(io.BytesIO(_archive()[name]), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def font(split: Split, rng: np.random.Generator, size: int) -> ImageFont.FreeTypeFont:

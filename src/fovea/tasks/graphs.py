@@ -218,7 +218,7 @@ def _paint(
     paper, line, circle, letter = _palette(rng)
     canvas = Image.new("RGB", (2 * size[0], 2 * size[1]), paper)
     pen = ImageDraw.Draw(canvas)
-    thick = int(rng.integers(3, 6))  # 1.5 to 2.5 pixels
+    thick = int(rng.integers(4, 7))  # 2 to 3 pixels
     for a, b in graph.edges:
         pen.line([2 * v for v in (*centers[a], *centers[b])], fill=line, width=thick)
     for x, y in centers.values():
@@ -369,15 +369,15 @@ def path(rng: np.random.Generator, split: Split) -> Asked:
     answer = "yes" if rng.random() < 0.5 else "no"
     while True:
         graph = _any(rng)
+        if split_of(graph.key()) != split:
+            continue
         pairs = [
             (a, b)
             for a, b in itertools.permutations(graph.nodes, 2)
             if graph.neighbours(a) and graph.neighbours(b) and not graph.linked(a, b)
             if bool(graph.path(a, b)) == (answer == "yes")
         ]
-        if not pairs or split_of(graph.key()) != split:
-            continue
-        drawing = draw(rng, graph, split)
+        drawing = draw(rng, graph, split) if pairs else None
         if drawing is not None:
             break
     a, b = pairs[int(rng.integers(len(pairs)))]

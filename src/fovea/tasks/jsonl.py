@@ -5,6 +5,7 @@ Not here: what an object must hold (`fovea.tasks.records`), opening a task of th
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,11 @@ def read_lines(file: Path) -> Iterator[tuple[int, Any]]:
         for number, line in _bounded(stream):
             if line is None:
                 yield number, BadLine(f"longer than {LINE_BYTES:,} bytes", "write one JSON object a line")
-            elif line.strip():
+                continue
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if line.strip():
                 try:
-                    yield number, parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                    yield number, parse(line)
                 except BadLine as error:
                     yield number, error
 

@@ -24,7 +24,9 @@ SIDE = 32
 _stamps = {"digits": functools.cache(digit_stamps), "shapes": functools.cache(shape_stamps)}
 
 
-def panel(rng: np.random.Generator, split: Split, stamps: StampSource, label: str) -> tuple[Image.Image, Thing]:
+def panel(
+    rng: np.random.Generator, split: Split, stamps: StampSource, label: str
+) -> tuple[Image.Image, Thing]:
     """A picture of 32 or 48 pixels with one thing in it."""
     scene = compose(rng, stamps, 1, labels=[label], split=split, size=(SIDE, SIDE), side=(14, 26))
     return scene.image, scene.things[0]
@@ -100,7 +102,9 @@ def odd(rng: np.random.Generator, split: Split) -> Asked:
         question="In which picture is the shape different from all others? Answer with its number.",
         answer=asked + 1,
         said=look(thing.box, asked) + str(asked + 1),
-        thought="I see: " + ", ".join(look(t.box, i) + t.label.split()[1] for i, (_, t) in enumerate(drawn)) + ".",
+        thought="I see: "
+        + ", ".join(look(t.box, i) + t.label.split()[1] for i, (_, t) in enumerate(drawn))
+        + ".",
         difficulty=(count - 3) / 2,
     )
 
@@ -120,7 +124,9 @@ def how_many(rng: np.random.Generator, split: Split) -> Asked:
         question=f"How many pictures show a {shape}?",
         answer=wanted,
         said=str(wanted),
-        thought="I see: " + ", ".join(look(t.box, i) + t.label.split()[1] for i, (_, t) in enumerate(drawn)) + ".",
+        thought="I see: "
+        + ", ".join(look(t.box, i) + t.label.split()[1] for i, (_, t) in enumerate(drawn))
+        + ".",
         difficulty=(count - 2) / 3,
     )
 

@@ -63,6 +63,11 @@ class BadPicture(Exception):
         self.problem, self.fix = problem, fix
 
 
+def printable(text: str, limit: int = 200) -> str:
+    """A name out of a user's file, fit for a message on a terminal: no control characters, not endless."""
+    return text if text.isprintable() and len(text) <= limit else ascii(text)[:limit]
+
+
 # --- where a picture lies ---------------------------------------------------------------------------------
 
 
@@ -73,7 +78,7 @@ class FileRef:
     path: str
 
     def __str__(self) -> str:
-        return self.path
+        return printable(self.path)
 
     def key(self) -> Hashable:
         """Changes when the file does. Raises OSError or ValueError if it is not there."""
@@ -86,17 +91,17 @@ class FileRef:
         try:
             if not path.exists():
                 raise BadPicture(
-                    f"the picture {self.path} does not exist", "set images=FOLDER if it lies elsewhere"
+                    f"the picture {self} does not exist", "set images=FOLDER if it lies elsewhere"
                 )
             if not path.is_file():
-                raise BadPicture(f"the picture {self.path} is not a file", "name a picture file")
+                raise BadPicture(f"the picture {self} is not a file", "name a picture file")
             if path.stat().st_size == 0:
-                raise BadPicture(f"the picture {self.path} holds no bytes", "copy it again")
+                raise BadPicture(f"the picture {self} holds no bytes", "copy it again")
             return path.open("rb")
         except (OSError, ValueError) as error:  # too long a name, no permission, a NUL in the name
             reason = getattr(error, "strerror", None) or str(error)
             raise BadPicture(
-                f"the picture {self.path[:200]!r} cannot be opened ({reason})",
+                f"the picture {self} cannot be opened ({reason})",
                 "correct its name or permissions",
             ) from None
 

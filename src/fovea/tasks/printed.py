@@ -9,21 +9,23 @@ from PIL import Image, ImageDraw
 
 from fovea.boxes import look
 from fovea.tasks.fonts import font
-from fovea.tasks.questions import Ask, Asked, Question
+from fovea.tasks.questions import Asked, Question
 from fovea.tasks.scenes import BACKGROUNDS, Scene, Split, Thing, background, generator, ink_color
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 CHARACTERS = (*map(str, range(10)), *LETTERS, *"abcdefghijklmnopqrstuvwxyz")
 FACTS = {"char": CHARACTERS}
 NAMES = ("target", "current", "score", "level", "speed", "time")
-WORDS = tuple(
-    "ant ape arm bag bat bed bee box boy bus cab can cap car cat cow cup day dog ear egg eye fan fig fly fox fun gas "
-    "gem gun ham hat hen hut ice ink jam jar jet key kid lap leg lid lip log man map mat mud nut oak oil owl pan paw "
-    "pen pie pig pin pot rat red rug sea sky sun tap tea tie toy van wax web zoo ball bank bear bell bird blue boat "
-    "bone book cake coat coin cold door duck face farm fire fish flag foot frog game gate gift girl goat gold hand "
-    "hill home horn iron king kite lake lamp leaf lion milk moon nail nest nose park path pear pipe pond rain ring "
-    "road rock roof room rose salt sand seed ship shoe snow sock soup star tail tent tree vase wall wind wolf wood".split()
+_WORDS = (
+    "ant ape arm bag bat bed bee box boy bus cab can cap car cat cow cup day dog ear egg eye fan fig fly "
+    "fox fun gas gem gun ham hat hen hut ice ink jam jar jet key kid lap leg lid lip log man map mat mud "
+    "nut oak oil owl pan paw pen pie pig pin pot rat red rug sea sky sun tap tea tie toy van wax web zoo "
+    "ball bank bear bell bird blue boat bone book cake coat coin cold door duck face farm fire fish flag "
+    "foot frog game gate gift girl goat gold hand hill home horn iron king kite lake lamp leaf lion milk "
+    "moon nail nest nose park path pear pipe pond rain ring road rock roof room rose salt sand seed ship "
+    "shoe snow sock soup star tail tent tree vase wall wind wolf wood "
 )
+WORDS = tuple(_WORDS.split())
 
 
 def word_of(split: Split, rng: np.random.Generator) -> str:
@@ -45,7 +47,7 @@ def write(
 ) -> tuple[Thing, ...]:
     """Draw `text` with its top left near `corner`; one Thing a character, boxes of its ink."""
     letters = font(split, rng, size)
-    x1, y1, x2, y2 = letters.getbbox(text)
+    x1, y1, _, _ = letters.getbbox(text)
     behind = np.asarray(canvas.resize((1, 1), Image.Resampling.BOX), np.float32)[0, 0]
     draw = ImageDraw.Draw(canvas)
     at = corner[0] - x1, corner[1] - y1
@@ -131,7 +133,9 @@ def word(rng: np.random.Generator, split: Split) -> Asked:
 def letter(rng: np.random.Generator, split: Split) -> Asked:
     """One capital letter."""
     text = str(rng.choice(LETTERS))
-    image, things = _one_line(rng, split, text, ((32, 32), (48, 48), (64, 64), (48, 32))[int(rng.integers(4))])
+    image, things = _one_line(
+        rng, split, text, ((32, 32), (48, 48), (64, 64), (48, 32))[int(rng.integers(4))]
+    )
     return Asked(
         images=(image,),
         question="Which letter is printed in the picture?",
@@ -151,7 +155,7 @@ def labelled(rng: np.random.Generator, split: Split) -> Asked:
     lines = []
     for name, value, top in zip(names, values, tops):
         state = rng.bit_generator.state  # both lines in one font and one colour
-        lines.append(write(rng, image, f"{name}: {value}", (int(4), top), em, split))
+        lines.append(write(rng, image, f"{name}: {value}", (4, top), em, split))
         rng.bit_generator.state = state
     rng.random()
     asked = int(rng.integers(2))
@@ -193,12 +197,20 @@ def scene(rng: np.random.Generator, split: Split) -> Scene:
     return Scene(image=image, things=tuple(sorted(things, key=lambda thing: thing.box)))
 
 
-
-
 QUESTIONS: dict[str, Question] = {
     # the best constant number is a digit: one third of the numbers have one digit, each of ten
-    "printed/number": (number, "number", 1 / 30, "a number of one to three digits; fonts of its own in each split"),
-    "printed/word": (word, "text", 0.03, "a word of three or four letters; fonts and words of its own in each split"),
+    "printed/number": (
+        number,
+        "number",
+        1 / 30,
+        "a number of one to three digits; fonts of its own in each split",
+    ),
+    "printed/word": (
+        word,
+        "text",
+        0.03,
+        "a word of three or four letters; fonts and words of its own in each split",
+    ),
     "printed/letter": (letter, "text", 1 / 26, "one capital letter"),
     "printed/labelled": (labelled, "number", 0.1, "two labelled numbers, one is asked for"),
 }

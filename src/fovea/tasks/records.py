@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
 from fovea.boxes import convert, place
-from fovea.tasks.pictures import MEGAPIXELS, CellRef, FileRef, Pictures, Ref, Size
+from fovea.tasks.pictures import MEGAPIXELS, CellRef, FileRef, Pictures, Ref, Size, printable
 from fovea.types import AnswerKind, BoxFrame, Problem
 
 KINDS: tuple[AnswerKind, ...] = ("box", "text", "number", "choice", "objects")
@@ -50,7 +50,7 @@ OUTSIDE = 1.0
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
-_LEADING = re.compile(r"\A(?:\s*<image>)+[ \t]*\n?")
+_LEADING = re.compile(r"\A(?:\s*<image>)+\s*")
 _TRAILING = re.compile(r"(?:\n[ \t]*(?:<image>[ \t]*)+)+\s*\Z")
 
 
@@ -265,7 +265,8 @@ def finish(
 def to_problem(row: Row, task: str, file: str, unit: str = "line") -> Problem:
     """The problem of a checked line; its pictures are decoded when they are taken."""
     source = f"{file}, {unit} {row.number}"
-    where = f"{source} (problem {row.id})"
+    where = f"{source} (problem {printable(row.id, 80)})"
+    pictures = [ref.path if isinstance(ref, FileRef) else str(ref) for ref in row.refs]
     return Problem(
         id=row.id,
         task=task,
@@ -275,7 +276,7 @@ def to_problem(row: Row, task: str, file: str, unit: str = "line") -> Problem:
         kind=row.kind,
         difficulty=row.difficulty,
         target=row.target,
-        meta=row.meta | {"source": source, "line": row.number, "pictures": [str(ref) for ref in row.refs]},
+        meta=row.meta | {"source": source, "line": row.number, "pictures": pictures},
     )
 
 

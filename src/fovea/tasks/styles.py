@@ -29,7 +29,7 @@ def _boxed(asked: Asked, kind: AnswerKind) -> str:
 def _json(asked: Asked, kind: AnswerKind) -> str:
     if kind == "box":
         return f'{{"bbox_2d": {asked.said}}}'
-    if kind == "objects" or asked.said.startswith("{\""):  # these are JSON in every style
+    if kind == "objects" or asked.said.startswith('{"'):  # these are JSON in every style
         return asked.said
     return f'{{"answer": {asked.said}}}' if kind == "number" else f'{{"answer": "{asked.said}"}}'
 

@@ -15,7 +15,7 @@ from fovea.runlog import jsonable
 from fovea.types import Problem, UserError, picture_sizes
 from fovea.viewer import as_text, visible
 
-PICTURE, GAP, LINE, LETTERS = 252, 12, 15, 40
+PICTURE, GAP, LINE, LETTERS = 236, 12, 15, 38
 """Pixels of a cell's picture, between cells, of a line of text; characters in a line."""
 CELL = PICTURE + 2 * GAP
 MOST_LINES = 14
@@ -88,15 +88,16 @@ def _wrapped(text: str) -> list[str]:
 
 def _paste(sheet: Image.Image, draw: ImageDraw.ImageDraw, problem: Problem, left: int, top: int) -> None:
     """The problem's pictures in a square of `PICTURE` pixels: one alone, or up to nine in a grid of equal cells."""
-    count = min(9, len(problem.images))
-    if not count:
+    pictures = [problem.images[k] for k in range(min(9, len(problem.images)))]
+    if not pictures:
         return
-    columns, rows = min(count, 3) if count != 4 else 2, -(-count // (3 if count != 4 else 2))
-    gap = 4 if count > 1 else 0
+    columns = 2 if len(pictures) == 4 else min(len(pictures), 3)
+    gap = 4 if len(pictures) > 1 else 0
     side = (PICTURE - gap * (columns - 1)) // columns
+    rows = -(-len(pictures) // columns)
     high = (PICTURE - gap * (rows - 1)) // rows
-    for k in range(count):
-        picture = problem.images[k]
+    high = min(high, max(round(side * picture.height / picture.width) for picture in pictures))
+    for k, picture in enumerate(pictures):
         scale = min(side / picture.width, high / picture.height)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         x, y = left + (k % columns) * (side + gap), top + (k // columns) * (high + gap)

@@ -51,8 +51,8 @@ SIZES: dict[str, Any] = {
 STAGES = {
     "vision": Stage(steps=4000, batch=32, learning_rate=1e-3),
     "domains": Stage(steps=3600, batch=32, learning_rate=1e-3),
-    "describe": Stage(steps=600, batch=48, learning_rate=1e-3),
-    "skills": Stage(steps=3600, batch=48, learning_rate=1e-3),
+    "describe": Stage(steps=400, batch=48, learning_rate=1e-3),
+    "skills": Stage(steps=2600, batch=48, learning_rate=1e-3),
 }
 LOOKING = 0.5
 """Weight of the attention's loss in the language stages."""
@@ -81,7 +81,7 @@ def build_tiny(
     for worker in (_domains, _language):
         if processes > 1:
             _together(worker, processes, work, seed, stages)
-    seconds = _domains(work, seed, stages)  # with several processes: only loads what they saved
+    _domains(work, seed, stages)  # with several processes these two only load what was saved
     policy = _language(work, seed, stages)
     policy.save(out)
     record = {
@@ -90,13 +90,12 @@ def build_tiny(
         "processes": processes,
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "stages": {name: asdict(stage) for name, stage in stages.items()},
-        "seconds": {name: _seconds(work, name) for name in stages},
+        "seconds": {name: round(_seconds(work, name), 1) for name in stages},
         "looking": LOOKING,
         "styles": STYLE_SHARES,
         "mixtures": MIXTURES,
         "command": f"fovea zoo build tiny --seed {seed} --processes {processes}",
     }
-    del seconds
     (out / "build.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
@@ -118,8 +117,8 @@ def _language(work: Path, seed: int, stages: dict[str, Stage]) -> Policy:
     """Stages 3 and 4 on the vision tower of stage 2."""
     policy = make_policy(*new_tiny(seed))
     vision_trainer(policy, work, seed, "domains", stages["domains"])
-    for name, mixture in MIXTURES.items():
-        teach_language(policy, work, seed, name, mixture, stages[name], LOOKING)
+    for name in MIXTURES:
+        teach_language(policy, work, seed, name, stages[name], LOOKING)
     return policy
 
 

@@ -24,6 +24,7 @@ from fovea.models.shared_prefix import prefill
 from fovea.tasks import STYLES, open_task
 from fovea.tasks.scenes import generator
 from fovea.types import Problem
+from fovea.zoo.mixtures import mixture_at
 from fovea.zoo.trainer import Stage, Trainer, share, total
 
 STYLE_SHARES = {"answer": 0.70, "think": 0.14, "boxed": 0.08, "json": 0.08}
@@ -122,7 +123,9 @@ def attention_scores(policy: Policy, middle: torch.Tensor, positions: torch.Tens
     return q[0, :taught] * attn.scaling, k.repeat_interleave(attn.num_key_value_groups, 1)[0, :taught]
 
 
-def looking_loss(policy: Policy, lessons: list[Lesson], middle: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+def looking_loss(
+    policy: Policy, lessons: list[Lesson], middle: torch.Tensor
+) -> tuple[torch.Tensor, int, int]:
     """(summed cross-entropy of the taught heads, mean over heads; marks; marks whose cell scores highest)."""
     positions = torch.cat([item.row.positions for item in lessons], dim=1)
     q, k = attention_scores(policy, middle, positions)
@@ -166,7 +169,12 @@ def language_step(policy: Policy, problems: list[Problem], looking: float) -> di
 
 
 def teach_language(
-    policy: Policy, folder: Path, seed: int, name: str, mixture: dict[str, float], stage: Stage, looking: float
+    policy: Policy,
+    folder: Path,
+    seed: int,
+    name: str,
+    stage: Stage,
+    looking: float,
 ) -> None:
     """One language stage; all weights move."""
     trainer = Trainer(folder, name, stage, {"model": policy.model})
@@ -175,6 +183,7 @@ def teach_language(
         began = time.perf_counter()
         first = trainer.step * stage.batch
         mine = share(range(first, first + stage.batch))
+        mixture = mixture_at(name, trainer.step)
         recent.append(language_step(policy, [mixed_problem(mixture, name, seed, i) for i in mine], looking))
         trainer.apply(time.perf_counter() - began)
         if trainer.step % 50 == 0:

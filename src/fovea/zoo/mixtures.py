@@ -37,5 +37,29 @@ _SKILLS = {
 }  # fmt: skip
 SKILLS = {name: part / sum(_SKILLS.values()) for name, part in _SKILLS.items()}
 
-MIXTURES = {"describe": DESCRIBE, "skills": SKILLS}
-"""Stage → task → share; `printed/locate` is in none: later work measures generalisation on it."""
+PLACES = {
+    "digits/describe": 0.20,
+    "shapes/describe": 0.18,
+    "shapes/locate": 0.15,
+    "grids/agent": 0.10,
+    "grids/locate": 0.10,
+    "photos/find": 0.07,
+    "digits/locate": 0.05,
+    "grids/goal": 0.05,
+    "cards/locate": 0.05,
+    "graphs/locate": 0.05,
+}
+"""Only questions whose answer says where something is: what is looked at rightly must also be written rightly."""
+
+MIXTURES: dict[str, dict[int, dict[str, float]]] = {
+    "describe": {0: DESCRIBE},
+    "skills": {0: SKILLS, 600: PLACES, 1000: SKILLS},
+}
+"""Stage → step from which it holds → task → share. `printed/locate` is in none: later work measures generalisation
+on it."""
+
+
+def mixture_at(stage: str, step: int) -> dict[str, float]:
+    """The shares that hold at a step of a stage."""
+    phases = MIXTURES[stage]
+    return phases[max(first for first in phases if first <= step)]

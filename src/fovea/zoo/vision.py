@@ -99,7 +99,10 @@ def dense_targets(scenes: list[Scene], facts: Facts) -> DenseTargets:
     for scene in scenes:
         image = scene.image
         columns, rows = max(1, round(image.width / CELL)), max(1, round(image.height / CELL))
-        sx, sy = columns / image.width, rows / image.height  # pixels to cells; the processor resizes to whole cells
+        sx, sy = (
+            columns / image.width,
+            rows / image.height,
+        )  # pixels to cells; the processor resizes to whole cells
         p, b = np.zeros(rows * columns, np.float32), np.zeros((rows * columns, 4), np.float32)
         known = {name: np.full(rows * columns, -100) for name in facts}
         for thing in scene.things:
@@ -114,7 +117,9 @@ def dense_targets(scenes: list[Scene], facts: Facts) -> DenseTargets:
             b[cell] = corners - (np.array([column, row, column, row]) + 0.5)
         present.append(p)
         box.append(b)
-        color.append(np.asarray(image.resize((columns, rows), 4), np.float32).reshape(-1, 3) / 255)  # 4: box filter
+        color.append(
+            np.asarray(image.resize((columns, rows), 4), np.float32).reshape(-1, 3) / 255
+        )  # 4: box filter
         for name in facts:
             labels[name].append(known[name])
     return DenseTargets(
@@ -166,7 +171,7 @@ def vision_trainer(policy: Policy, folder: Path, seed: int, name: str, stage: St
 
 
 def teach_vision(policy: Policy, folder: Path, seed: int, name: str, stage: Stage) -> None:
-    """Stages 1 ("vision") and 2 ("domains"). Only `model.model.visual` changes; DeepStack is taught by the same head."""
+    """Stages 1 ("vision") and 2 ("domains"). Only `model.model.visual` changes, DeepStack by the same head."""
     facts, draw = (FIRST_FACTS, vision_scene) if name == "vision" else (FACTS, domain_scene)
     trainer = vision_trainer(policy, folder, seed, name, stage)
     head = trainer.modules["head"]
