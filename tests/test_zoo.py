@@ -113,7 +113,7 @@ def test_taught_scores_are_those_of_the_models_own_attention(policy: Policy) -> 
         layer.k_norm.register_forward_hook(lambda m, i, out: seen.__setitem__("k", out)),
     ]
     with torch.no_grad():
-        middle, _ = language.hidden_states(policy, [made.row])
+        middle, _, _ = language.hidden_states(policy, [made.row])
         for hook in hooks:
             hook.remove()
         q, k = language.attention_scores(policy, middle, made.row.positions)

@@ -121,6 +121,12 @@ class Run(Section):
     tokens_per_pass: int = Field(
         default=8192, ge=1, description="completion tokens in one forward and backward pass"
     )
+    max_megapixels: float = Field(
+        default=100.0, gt=0, description="larger pictures in data are refused by their header"
+    )
+    verify_pictures: bool = Field(
+        default=True, description="decode every picture of data once before training; false: headers only"
+    )
     on_bad_sample: Literal["stop", "skip"] = Field(
         default="stop",
         description="a problem that cannot be shown to the model stops the run, or is left out",

@@ -37,7 +37,10 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "doctor": doctor,
     "zoo": {"build": zoo_build, "card": zoo_card},
 }
-GROUPS = {"tasks": "List, show and check the tasks, and your own data.", "zoo": "Make the embedded models, and measure what they can."}
+GROUPS = {
+    "tasks": "List, show and check the tasks, and your own data.",
+    "zoo": "Make the embedded models, and measure what they can.",
+}
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -84,7 +84,7 @@ def _one_line(
     wide, high = int((x2 - x1) * 1.12), y2 - y1
     corner = (
         int(rng.integers(1, max(2, size[0] - wide))),
-        int(rng.integers(1, max(2, size[1] - high - 1))),
+        int(rng.integers(1, max(2, int(size[1] - high - 1)))),
     )
     return canvas, write(rng, canvas, text, corner, em, split)
 
@@ -99,7 +99,8 @@ def _around(things: tuple[Thing, ...]) -> tuple[int, int, int, int]:
 def number(rng: np.random.Generator, split: Split) -> Asked:
     """A printed number of one to three digits."""
     digits = int(rng.integers(1, 4))
-    value = int(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
+    low, high = ((0, 10), (10, 100), (100, 1000))[digits - 1]
+    value = int(rng.integers(low, high))
     size = ((48, 32), (64, 32), (64, 48), (64, 64), (96, 48))[int(rng.integers(5))]
     image, things = _one_line(rng, split, str(value), size)
     said = "".join(look(thing.box) + thing.label for thing in things)

@@ -20,6 +20,7 @@ from fovea.rewards import check_weights, default_rewards
 from fovea.rollouts import BadSample, gather, without_bad
 from fovea.runlog import RunLog, check_run_folder, describe_run, run_folder
 from fovea.tasks import open_data, open_task
+from fovea.tasks.data import DataTask
 from fovea.training.bad_samples import BadSamples, check_largest
 from fovea.training.update import make_optimizer
 from fovea.types import AnswerKind, Observer, Sampling, Task, UserError
@@ -33,6 +34,7 @@ INSTRUCTIONS: Mapping[AnswerKind, str] = {
     "number": "Output the number inside <answer> </answer> tags.",
     "choice": "Output the letter of the right choice inside <answer> </answer> tags.",
     "text": "Output the answer inside <answer> </answer> tags.",
+    "objects": 'Output a JSON list of {"bbox_2d": [x1, y1, x2, y2], "label": text} inside <answer> </answer> tags.',
 }
 
 
@@ -64,10 +66,28 @@ def open_tasks(run: Run) -> tuple[Task, Task, Task]:
             held_out,
         )
     if run.validation_data is not None:
-        held = open_data(run.validation_data, run.images, shuffle=False)
-        return open_data(run.data, run.images, seed=run.seed), held, held
-    held = open_data(run.data, run.images, part="heldout", shuffle=False)
-    return open_data(run.data, run.images, part="train", seed=run.seed), held, held
+        held = _open(run, run.validation_data, shuffle=False)
+        return _open(run, run.data), held, held
+    held = _open(run, run.data, part="heldout", shuffle=False, verify=False)  # decoded with the others
+    return _open(run, run.data, part="train"), held, held
+
+
+def _open(run: Run, path: str, verify: bool = True, **how: Any) -> DataTask:
+    """A file of the user's, as the recipe wants it read. Raises UserError where the rewards do not fit a kind."""
+    task = open_data(
+        path,
+        run.images,
+        seed=run.seed,
+        verify=verify and run.verify_pictures,
+        megapixels=run.max_megapixels,
+        **how,
+    )
+    if len(task.kinds) > 1 and not run.rewards:
+        raise UserError(
+            f"{path} mixes answers of the kinds {', '.join(task.kinds)}, which have different rewards; "
+            "make a file for each kind, or name rewards that fit all of them, for example rewards.exact=1."
+        )
+    return task
 
 
 def instruction_of(run: Run, kind: AnswerKind) -> str | None:
@@ -283,7 +303,7 @@ def _open_for_measuring(
     if run.data is None:
         task: Task = open_task(run.task, split, seed)
     else:
-        task = open_data(run.data, run.images, shuffle=False)
+        task = _open(run, run.data, shuffle=False)
     policy = load_policy(
         run.model,
         device=run.device,

@@ -52,7 +52,8 @@ STAGES = {
     "vision": Stage(steps=4000, batch=32, learning_rate=1e-3),
     "domains": Stage(steps=3600, batch=32, learning_rate=1e-3),
     "describe": Stage(steps=400, batch=48, learning_rate=1e-3),
-    "skills": Stage(steps=2600, batch=48, learning_rate=1e-3),
+    "skills": Stage(steps=1000, batch=48, learning_rate=1e-3, horizon=2600),
+    "practice": Stage(steps=1700, batch=48, learning_rate=1e-3, warmup=50, fast=("pos_embed",)),
 }
 LOOKING = 0.5
 """Weight of the attention's loss in the language stages."""

@@ -93,8 +93,11 @@ def _with_reply(prompt: Prompt, ids: torch.Tensor) -> Prompt:
     )
 
 
-def hidden_states(policy: Policy, rows: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input of the middle layer, output of the last norm), each [all tokens, width], with gradient."""
+def hidden_states(
+    policy: Policy, rows: list[Prompt]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(input of the middle layer, output of the last norm), each [all tokens, width], and the picture features
+    [image tokens, width] or None, with gradient."""
     text = policy.family.text_model(policy.model)
     kept: dict[str, torch.Tensor] = {}
     hooks = [
@@ -102,13 +105,28 @@ def hidden_states(policy: Policy, rows: list[Prompt]) -> tuple[torch.Tensor, tor
             lambda _, inputs: kept.__setitem__("middle", inputs[0])
         ),
         text.norm.register_forward_hook(lambda _module, _inputs, out: kept.__setitem__("last", out)),
+        policy.model.model.visual.register_forward_hook(
+            lambda _module, _inputs, out: kept.__setitem__("features", out.pooler_output)
+        ),
     ]
     try:
         prefill(policy, rows)
     finally:
         for hook in hooks:
             hook.remove()
-    return kept["middle"][0], kept["last"][0]
+    return kept["middle"][0], kept["last"][0], kept.get("features")
+
+
+def cell_places(rows: list[Prompt], merged: int) -> torch.Tensor:
+    """float32 [image tokens, 2]: x and y of every cell's centre, 0 to 1 of its picture."""
+    places = []
+    for _, height, width in (grid for row in rows for grid in row.grids.tolist()):
+        y, x = torch.meshgrid(torch.arange(height // merged), torch.arange(width // merged), indexing="ij")
+        centre = torch.stack(
+            [(x.flatten() + 0.5) / (width // merged), (y.flatten() + 0.5) / (height // merged)]
+        )
+        places.append(centre.T)
+    return torch.cat(places)
 
 
 def attention_scores(policy: Policy, middle: torch.Tensor, positions: torch.Tensor) -> Any:
@@ -145,13 +163,17 @@ def looking_loss(
     return loss, count, right
 
 
-def language_step(policy: Policy, problems: list[Problem], looking: float) -> dict[str, float]:
+def language_step(
+    policy: Policy, problems: list[Problem], looking: float, place: torch.nn.Linear | None = None
+) -> dict[str, float]:
     """Adds the gradient of: cross-entropy of the replies, mean over the tokens of all processes' problems, plus
-    `looking` times that of the marks, mean over all marks."""
+    `looking` times that of the marks, mean over all marks, plus the error of `place`, a head that tells from a cell's
+    features where in its picture it is, mean over the cells."""
     lessons = [lesson(policy, problem) for problem in problems]
     tokens = total(sum(len(item.reply) for item in lessons))
     asked = total(sum(len(item.looks) for item in lessons))
-    middle, last = hidden_states(policy, [item.row for item in lessons])
+    rows = [item.row for item in lessons]
+    middle, last, features = hidden_states(policy, rows)
     starts = np.cumsum([0, *(len(item.row.token_ids) for item in lessons)])
     where = torch.cat(
         [torch.arange(len(item.reply)) + item.start + int(start) for item, start in zip(lessons, starts)]
@@ -160,8 +182,14 @@ def language_step(policy: Policy, problems: list[Problem], looking: float) -> di
     spoken = F.cross_entropy(logits, torch.cat([item.reply for item in lessons]), reduction="sum") / tokens
     seen, _, right = looking_loss(policy, lessons, middle)
     seen = seen / max(1.0, asked)
-    (spoken + looking * seen).backward()
+    error = spoken.new_zeros(())
+    cells = total(0 if features is None else len(features))
+    if place is not None and features is not None:
+        merged = policy.model.config.vision_config.spatial_merge_size
+        error = (place(features) - cell_places(rows, merged)).abs().sum() / (2 * cells)
+    (spoken + looking * seen + error).backward()
     return {
+        "place_error": total(error.item()),
         "loss": total(spoken.item()),
         "looking_loss": total(seen.item()),
         "looks_right": total(right) / max(1.0, asked),
@@ -177,14 +205,21 @@ def teach_language(
     looking: float,
 ) -> None:
     """One language stage; all weights move."""
-    trainer = Trainer(folder, name, stage, {"model": policy.model})
+    modules: dict[str, torch.nn.Module] = {"model": policy.model}
+    place = None
+    if stage.fast:  # the stage that teaches places
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            modules["place"] = place = torch.nn.Linear(policy.model.config.text_config.hidden_size, 2)
+    trainer = Trainer(folder, name, stage, modules)
     recent: list[dict[str, float]] = []
     while trainer.step < stage.steps:
         began = time.perf_counter()
         first = trainer.step * stage.batch
         mine = share(range(first, first + stage.batch))
         mixture = mixture_at(name, trainer.step)
-        recent.append(language_step(policy, [mixed_problem(mixture, name, seed, i) for i in mine], looking))
+        problems = [mixed_problem(mixture, name, seed, i) for i in mine]
+        recent.append(language_step(policy, problems, looking, place))
         trainer.apply(time.perf_counter() - began)
         if trainer.step % 50 == 0:
             trainer.log(**{key: float(np.mean([line[key] for line in recent])) for key in recent[0]})

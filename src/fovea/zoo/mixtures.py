@@ -51,9 +51,12 @@ PLACES = {
 }
 """Only questions whose answer says where something is: what is looked at rightly must also be written rightly."""
 
+BOTH = {name: 0.5 * SKILLS.get(name, 0.0) + 0.5 * PLACES.get(name, 0.0) for name in SKILLS}
+
 MIXTURES: dict[str, dict[int, dict[str, float]]] = {
     "describe": {0: DESCRIBE},
-    "skills": {0: SKILLS, 600: PLACES, 1000: SKILLS},
+    "skills": {0: SKILLS, 600: PLACES},
+    "practice": {0: BOTH, 500: SKILLS},
 }
 """Stage → step from which it holds → task → share. `printed/locate` is in none: later work measures generalisation
 on it."""

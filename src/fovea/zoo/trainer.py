@@ -24,12 +24,17 @@ class Stage:
     batch: int
     learning_rate: float
     warmup: int = 100
+    horizon: int | None = None
+    """Step at which the learning rate would have decayed, for a stage that ends earlier; default: `steps`."""
+    fast: tuple[str, ...] = ()
+    """Parts of the vision tower that keep the full learning rate in a language stage."""
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to a twentieth at the end."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        return self.learning_rate * (1 - 0.95 * (step - self.warmup) / max(1, self.steps - self.warmup))
+        end = self.horizon or self.steps
+        return self.learning_rate * (1 - 0.95 * (step - self.warmup) / max(1, end - self.warmup))
 
 
 @dataclass(slots=True)
@@ -48,8 +53,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         named = [pair for module in self.modules.values() for pair in module.named_parameters()]
-        slow = [p for name, p in named if name.startswith("model.visual.")]
-        fast = [p for name, p in named if not name.startswith("model.visual.")]
+        is_slow = {
+            name: name.startswith("model.visual.") and not any(part in name for part in self.stage.fast)
+            for name, _ in named
+        }
+        slow = [p for name, p in named if is_slow[name]]
+        fast = [p for name, p in named if not is_slow[name]]
         groups = [{"params": fast, "scale": 1.0}, {"params": slow, "scale": VISION_SCALE}]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.98), weight_decay=0.01
