@@ -156,6 +156,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "or of another size .*down_proj",
     ),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "tokenizer or processor"),
+    "no tokenizer files at all": (
+        lambda m: [file.unlink() for file in m.glob("tokenizer*")],
+        r"tokenizer or processor .* does not fit its config|tokenizer or processor .* cannot be read",
+    ),
     "another JSON as tokenizer": (lambda m: (m / "tokenizer.json").write_text("{}"), "tokenizer or proc"),
     "no processor": (lambda m: (m / "processor_config.json").unlink(), "tokenizer or processor"),
     "no chat template": (lambda m: (m / "chat_template.jinja").unlink(), "no chat template"),

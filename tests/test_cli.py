@@ -83,6 +83,7 @@ def test_every_command_has_help(capsys, name):
         (["tasks", "show", "digits/lokate"], "did you mean 'digits/locate'"),
         (["tasks", "show", "digits/locate", "--n", "0"], "'--n'"),
         (["tasks", "show", "digits/locate", "--n", "many"], "'--n'"),
+        (["tasks", "show", "digits/locate", "--n", "9999", "--out", "x.png"], "at most 512 problems"),
         (["tasks", "show", "--data", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["score", "iou", "--answer", "[1,", "--completion", "x"], "is not JSON"),
         (["score", "iuo", "--answer", "[1,2,3,4]", "--completion", "x"], "iou"),
@@ -142,6 +143,9 @@ def test_the_users_data_is_shown_too(capsys, tmp_path):
     out = run(capsys, "tasks", "show", "--data", str(data), "--n", "1", "--out", str(tmp_path / "s.png"))[1]
     assert "How many\\x1b[31m?" in out
     assert "truth  3" in out
+    assert run(capsys, "tasks", "show", str(data))[1] == run(capsys, "tasks", "show", "--data", str(data))[1]
+    assert out.count("truth") == 1  # a file of one line is shown once, whatever --n
+    assert run(capsys, "tasks", "show", str(data), "--n", "9")[1].count("truth") == 1
 
 
 def test_recipes_are_listed(capsys):

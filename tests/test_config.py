@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from fovea.config import RECIPES, Run, load_run, nearest, recipe_names
+from fovea.runlog import reproduce_command
 from fovea.types import UserError
 
 
@@ -21,7 +23,8 @@ def recipe(tmp_path: Path) -> str:
 
 def test_a_file_and_its_overrides(recipe: str) -> None:
     run = load_run(
-        recipe, ["steps=10", "rewards.format=2", "optimizer.beta2=0.95", "data=", "sampling.temperature=0.7"]
+        recipe,
+        ["steps=10", "rewards.format=2", "optimizer.beta2=0.95", "data=null", "sampling.temperature=0.7"],
     )
     assert (run.recipe, run.task, run.steps, run.data) == (recipe, "digits/count", 10, None)
     assert run.rewards == {"numeric": 1.0, "format": 2.0}
@@ -50,6 +53,15 @@ def test_overrides_are_read_as_meant(recipe: str, override: str, key: str, value
     assert getattr(load_run(recipe, [override]), key) == value
 
 
+def test_other_problems_get_their_own_rewards_unless_some_are_named(recipe: str) -> None:
+    assert load_run(recipe, ["data=my.jsonl"]).rewards == {}
+    assert load_run(recipe, ["task=digits/locate"]).rewards == {}
+    assert load_run(recipe, ["task=digits/count", "data=null"]).rewards == {"numeric": 1.0, "format": 0.1}
+    for named in (["rewards={exact: 1}"], ["rewards.format=2"], ["rewards={numeric: 1, format: 0.1}"], []):
+        run = load_run(recipe, ["data=my.jsonl", *named])
+        assert load_run(recipe, shlex.split(reproduce_command(run))[3:]) == run
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -62,6 +74,8 @@ def test_overrides_are_read_as_meant(recipe: str, override: str, key: str, value
         ("steps.x=1", "steps is a single value"),
         ("steps", "write key=value"),
         ("=3", "write key=value"),
+        ("data=", r"data= has no value; write data=VALUE, or data=null"),
+        ("model= ", "model= has no value"),
         ("steps=many", "steps='many' is not allowed"),
         ("steps=-1", "greater than or equal to 0"),
         ("sampling.temperature=0", "greater than 0"),

@@ -185,6 +185,10 @@ def test_empty_and_strange_files(tmp_path: Path) -> None:
         open_data(path)
     path.write_bytes(b"\xef\xbb\xbf" + b'{"question": "?", "answer": 1}\r\n')  # as Windows editors save it
     assert open_data(path).size == 1
+    path.write_text('{"question": "?", "answer": 1}\n' * 3, encoding="utf-16")
+    assert [str(finding) for finding in read_data(path)[1]] == [
+        f"{path}, line 1: the file is UTF-16; save it as UTF-8."
+    ]
     with pytest.raises(UserError, match=r"data file .*nowhere.jsonl does not exist"):
         open_data(tmp_path / "nowhere.jsonl")
     with pytest.raises(UserError, match=r"picture folder .* does not exist"):
@@ -362,12 +366,18 @@ def test_tables(
     assert pickle.loads(pickle.dumps(problems[2])).images[0].tobytes() == problems[2].images[0].tobytes()
 
 
-def test_bad_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     datasets = pytest.importorskip("datasets", reason="extra [data]")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no table")
     with pytest.raises(UserError, match=r"x.parquet cannot be read as parquet"):
         open_data(tmp_path / "x.parquet")
+    assert capfd.readouterr().err == ""  # the sentence, and no log line of `datasets` beside it
+    datasets.Dataset.from_dict({"pic": ["a"], "q": ["b"]}).to_parquet(tmp_path / "z.parquet")
+    with pytest.raises(UserError, match=r"z.parquet has no column of problems \(only pic, q\); name them"):
+        open_data(tmp_path / "z.parquet")
     columns = {"images": [[png(0)], [png(1)[:300]], [b""]], "question": ["?"] * 3, "answer": ["a", "b", "c"]}
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "y.parquet")
     rows, bad = read_data(tmp_path / "y.parquet")

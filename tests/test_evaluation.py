@@ -339,5 +339,17 @@ def test_the_command_measures_writes_and_compares(
     assert stored["comparison"]["counts"]["only_a"] == 0
     assert cli.main(["evaluate", out, "--against", model]) == 2
     assert "can only be compared with another file" in capsys.readouterr().err
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "?", "answer": 1}\n')
+    for arguments, says in (
+        (["--data", str(data), "--task", "digits/count"], "leave one away"),
+        ([model, *small, "--out", str(data)], "holds no outcomes"),
+        ([model, *small, "--out", str(tmp_path)], "cannot be written"),
+        ([model, *small, "--n", "99999", "--against", "nowhere"], "no model folder 'nowhere'"),
+        ([model, *small, "--n", "99999", "--against", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+    ):
+        assert cli.main(["evaluate", *arguments]) == 2  # at once, before any model is asked
+        assert says in capsys.readouterr().err
+    assert data.read_text() == '{"question": "?", "answer": 1}\n'
     assert cli.main(["evaluate", out, "--n", "3"]) == 2
     assert "was measured already" in capsys.readouterr().err

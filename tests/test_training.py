@@ -114,6 +114,7 @@ def test_cpu_budget_ends_a_run(folder: Path, tmp_path: Path) -> None:
     [
         ("task=digits/locat", "did you mean 'digits/locate'"),
         ("rewards={iuo: 1}", "no reward 'iuo'"),
+        ("rewards={choice: 1}", "Reward 'choice' needs"),
         ("model=nowhere", "no model folder 'nowhere'"),
         ("algorithm.name=grop", "did you mean 'grpo'"),
         ("data=nowhere.jsonl", r"data file nowhere\.jsonl does not exist"),

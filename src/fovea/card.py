@@ -286,7 +286,7 @@ def _how_built(card: dict[str, Any]) -> str:
         ("seed", build.get("seed")),
         ("parameters", f"{build['parameters']:,}" if "parameters" in build else None),
         ("weights", f"{card['bytes']:,} bytes, SHA-256 `{card['weights_sha256'][:16]}…`"),
-        ("build time", f"{build['seconds'] / 60:.0f} minutes" if "seconds" in build else None),
+        ("build time", _build_time(build)),
         ("processes", build.get("processes")),
         ("this card", f"{card['seconds'] / 60:.1f} minutes of measuring, summed over processes"),
     ]
@@ -301,6 +301,17 @@ def _how_built(card: dict[str, Any]) -> str:
             text = ", ".join(f"{name} {100 * share / total:.3g} %" for name, share in shares)
             lines.append(f"| {stage} | {text or mixture} |")
     return "\n".join(lines)
+
+
+def _build_time(build: dict[str, Any]) -> str | None:
+    """Minutes in all and by stage; a stage whose seconds were not kept is named."""
+    if "seconds" not in build:
+        return None
+    parts = [
+        f"{name} {'not kept' if seconds is None else f'{seconds / 60:.0f}'}"
+        for name, seconds in build.get("seconds_by_stage", {}).items()
+    ]
+    return f"{build['seconds'] / 60:.0f} minutes" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _table(rows: Sequence[dict[str, Any]], samples: int, why: bool = False) -> str:

@@ -157,9 +157,14 @@ def recipe_names() -> list[str]:
 def load_run(recipe: str, overrides: list[str] | None = None) -> Run:
     """Read a recipe (built-in name or path of a YAML file), apply `key=value` overrides, validate.
 
+    Overrides that name other problems (`data`, `task`) and no rewards get the default rewards of those problems.
     Raises UserError for a missing recipe, broken YAML, an unknown key or a bad value.
     """
     values = _read_recipe(recipe)
+    keys = {key: text for key, _, text in (override.partition("=") for override in overrides or [])}
+    moved = keys.get("data", "null") != "null" or keys.get("task", values.get("task")) != values.get("task")
+    if moved and not any(key.split(".")[0] == "rewards" for key in keys):
+        values["rewards"] = {}  # those of the recipe are for its own kind of answer
     for override in overrides or []:
         apply_override(values, override)
     values["recipe"] = values.get("recipe") or recipe
@@ -197,8 +202,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r} is not an override; write key=value, for example steps=10.")
+    if not text.strip():  # data=$UNSET must not train on something else
+        raise UserError(f"{key}= has no value; write {key}=VALUE, or {key}=null for none.")
     try:
-        value = yaml.safe_load(text) if text else None
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     if isinstance(value, datetime.date):  # run_dir=2025-01-31 is a name, not a date

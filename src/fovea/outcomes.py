@@ -8,7 +8,9 @@ Try it: `fovea evaluate fovea-tiny --out a.jsonl`, then `fovea evaluate b.jsonl 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -162,6 +164,29 @@ def write_outcomes(path: str | Path, outcomes: Sequence[Outcome]) -> None:
     lines = "".join(to_json(asdict(outcome)) + "\n" for outcome in outcomes)
     try:
         write_atomically(path, lines.encode("utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"The outcomes cannot be written to {path} ({error.strerror}); choose another file with --out."
+        ) from None
+
+
+def check_outcomes_file(path: str | Path) -> None:
+    """Raises UserError, before anything is measured, if `write_outcomes` could not write here or would replace
+    a file that is not one of outcomes, such as the data."""
+    file = Path(path)
+    if file.is_file() and file.stat().st_size:
+        try:
+            read_outcomes(file)
+        except UserError:
+            raise UserError(
+                f"{path} is there and holds no outcomes; choose another file with --out."
+            ) from None
+    probe = file.with_name(f".{file.name}.probe")
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        write_atomically(probe, b"")
+        probe.unlink()
     except OSError as error:
         raise UserError(
             f"The outcomes cannot be written to {path} ({error.strerror}); choose another file with --out."

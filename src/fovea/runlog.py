@@ -393,7 +393,13 @@ def reproduce_command(run: Run) -> str:
         base = load_run(run.recipe)
     except UserError:  # built in code or the file is gone: everything that differs from the defaults
         base = Run(recipe=run.recipe)
-    overrides = list(_differences(run.model_dump(mode="json"), base.model_dump(mode="json"), ""))
+    ours, theirs = run.model_dump(mode="json"), base.model_dump(mode="json")
+    if (run.task, run.data) != (
+        base.task,
+        base.data,
+    ):  # then the recipe's rewards hold only where they are named
+        theirs["rewards"] = {"": 0} if run.rewards else {}
+    overrides = list(_differences(ours, theirs, ""))
     return shlex.join(["fovea", "train", run.recipe or "RECIPE", *overrides])
 
 

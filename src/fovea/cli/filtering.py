@@ -46,6 +46,11 @@ def filter_data(
         print_json(summary)
         return
     _print(summary)
+    if not summary["kept"]:
+        print_text(
+            "nothing is left to train on: raise --samples, widen --low and --high, or try another model"
+        )
+        return
     beside = "" if source is None or images else _images_hint(source, out)
     plain = " 'instruction=\"\"'" if run.data is None else ""
     print_text(f"train on them: fovea train RECIPE data={out}{beside}{plain}")

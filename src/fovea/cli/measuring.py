@@ -53,6 +53,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a model on held-out problems: accuracy, and whether it looks at the picture."""
+    from fovea.types import UserError
+
+    if task is not None and data is not None:
+        raise UserError("--task and --data both name problems; leave one away.")
     overrides = list(overrides or [])
     if "=" in model_or_run and not Path(model_or_run).exists():  # `fovea evaluate n=64` leaves the model out
         overrides.insert(0, model_or_run)
@@ -80,34 +84,40 @@ def evaluate(
 
 def _measure(model_or_run: str, changes: list[str], against: str | None, out: Path | None) -> dict[str, Any]:
     """The record of one model, with `comparison` if there is another one; outcomes are written to `out`."""
-    from fovea.outcomes import compare, read_outcomes, summarize, write_outcomes
+    from fovea.models.policy import find_model
+    from fovea.outcomes import check_outcomes_file, compare, read_outcomes, summarize, write_outcomes
     from fovea.types import UserError
 
-    run = None
+    run = other = None
+    if out is not None:
+        check_outcomes_file(out)
+    others = read_outcomes(against) if against is not None and _is_outcomes(against) else None
     if _is_outcomes(model_or_run):  # measured before: nothing to load
         if changes:
             raise UserError(
                 f"{model_or_run} was measured already, so {changes[0].split('=')[0]} cannot be set any more; "
                 "measure its model again."
             )
+        if against is not None and others is None:
+            raise UserError(
+                f"A file of outcomes can only be compared with another file of outcomes, and {against} is none; "
+                f"write one with `fovea evaluate {against} --out FILE`."
+            )
         outcomes = read_outcomes(model_or_run)
         record = {"model": model_or_run, "task": None, "split": None} | summarize(outcomes, 0)
     else:
         run = _run_to_evaluate(model_or_run, changes)
+        if against is not None and others is None:
+            other = _same_problems(run, against, changes)
+            find_model(other.model, other.download)  # not after the first model's hour
         record, outcomes = _evaluate(run)
     if out is not None:
         write_outcomes(out, outcomes)
     if against is None:
         return record
-    if _is_outcomes(against):
-        others = read_outcomes(against)
-    elif run is None:
-        raise UserError(
-            f"A file of outcomes can only be compared with another file of outcomes, and {against} is none; "
-            f"write one with `fovea evaluate {against} --out FILE`."
-        )
-    else:
-        others = _evaluate(_same_problems(run, against, changes))[1]
+    if others is None:
+        assert other is not None
+        others = _evaluate(other)[1]
     return record | {"comparison": {"against": against} | compare(outcomes, others, run.seed if run else 0)}
 
 

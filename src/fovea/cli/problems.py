@@ -9,6 +9,9 @@ import typer
 
 from fovea.cli.shared import Json, print_json, print_text
 
+MOST_DRAWN = 512
+"""Problems on one sheet: more make a picture that no viewer opens."""
+
 
 def tasks_list(json: Json = False) -> None:
     """List the built-in tasks with what they ask and the accuracy of a guesser that does not look."""
@@ -26,7 +29,9 @@ def tasks_list(json: Json = False) -> None:
 
 
 def tasks_show(
-    name: Annotated[str | None, typer.Argument(help="A task's name.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A task's name, or a file or folder.", show_default=False)
+    ] = None,
     n: Annotated[int, typer.Option(min=1, help="How many problems.")] = 6,
     out: Annotated[
         Path | None, typer.Option(help="Draw them into this PNG, true boxes included.", show_default=False)
@@ -46,10 +51,14 @@ def tasks_show(
     from fovea.types import UserError
     from fovea.viewer.sheet import draw_sheet, facts
 
+    if name is not None and data is None and Path(name).exists():
+        name, data = None, name  # as `fovea tasks check FILE`
     if (name is None) == (data is None):
         raise UserError("Name one task (fovea tasks show digits/locate) or give --data FILE.jsonl.")
+    if out is not None and n > MOST_DRAWN:
+        raise UserError(f"A sheet shows at most {MOST_DRAWN} problems; lower --n or leave --out away.")
     task = open_data(data, images, shuffle=False) if data else open_task(str(name), split=split, seed=seed)
-    problems = task.take(0, n)[0]
+    problems = task.take(0, n if task.size is None else min(n, task.size))[0]
     if out is not None:
         draw_sheet(problems, out)
     if json:

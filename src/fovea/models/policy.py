@@ -184,8 +184,7 @@ def load_policy(
     Raises UserError when there is nothing to load, when a file is missing or broken, or when the model is not
     supported; what is cheap to check is checked before the weights are read.
     """
-    source = str(TINY) if model == "fovea-tiny" else model
-    _check_folder(model, Path(source), download)
+    source = find_model(model, download)
     place = choose_device(device)
     local = not download or Path(source).is_dir()
     with _quiet():
@@ -198,6 +197,7 @@ def load_policy(
             processor = AutoProcessor.from_pretrained(source, local_files_only=local)
         if getattr(processor, "chat_template", None) is None:
             raise UserError(f"The model {model!r} has no chat template; add its chat_template.jinja.")
+        _check_tokenizer(model, processor, config.get("image_token_id"), fix)
         with _explained(f"The weights of the model {model!r}", "copy or download the folder again"):
             both: Any = AutoModelForImageTextToText.from_pretrained(
                 source,
@@ -214,6 +214,23 @@ def load_policy(
             f"another size ({wrong[0]!r} is one); copy or download the folder again."
         )
     return make_policy(loaded.to(place), processor, freeze=freeze, reply_tokens=reply_tokens)
+
+
+def find_model(model: str, download: bool = False) -> str:
+    """The folder or hub name that `load_policy` will read. Raises UserError for what cannot be a model."""
+    source = str(TINY) if model == "fovea-tiny" else model
+    _check_folder(model, Path(source), download)
+    return source
+
+
+def _check_tokenizer(model: str, processor: Any, wanted: Any, fix: str) -> None:
+    """Refuse a tokenizer without the model's picture token: transformers makes an empty one where files lack."""
+    found = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    if wanted is not None and found != wanted:
+        raise UserError(
+            f"The tokenizer or processor of the model {model!r} does not fit its config (the picture token is "
+            f"{found}, not {wanted}); {fix}."
+        )
 
 
 def _check_folder(model: str, folder: Path, download: bool) -> None:

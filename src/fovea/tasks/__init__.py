@@ -137,7 +137,7 @@ def open_task(name: str, split: str = "train", seed: int = 0) -> Task:
     if base not in TASKS:
         near = difflib.get_close_matches(base, TASKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"There is no task {base!r}{hint}; known: {', '.join(TASKS)}.")
+        raise UserError(f"There is no task {base!r}{hint}; `fovea tasks list` names all {len(TASKS)}.")
     if at and style not in STYLES:
         raise UserError(f"Task {name!r}: there is no style {style!r}; known: {', '.join(STYLES)}.")
     if split not in SPLITS:

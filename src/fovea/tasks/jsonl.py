@@ -24,6 +24,9 @@ def read_lines(file: Path) -> Iterator[tuple[int, Any]]:
             if line is None:
                 yield number, BadLine(f"longer than {LINE_BYTES:,} bytes", "write one JSON object a line")
                 continue
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                yield number, BadLine("the file is UTF-16", "save it as UTF-8")
+                return  # every further line would be called bad, for the same one reason
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if line.strip():
                 try:

@@ -64,6 +64,11 @@ def read_table(path: Path, folder: Path) -> Iterator[tuple[int, Any]]:
     columns = set(dataset.column_names)
     wanted = columns & (KEYS | {"conversations"})
     renamed = {old: new for old, new in ALIASES.items() if old in columns and new not in columns}
+    if not wanted and not renamed:
+        raise UserError(
+            f"{path} has no column of problems (only {', '.join(sorted(columns))[:200] or 'none at all'}); "
+            "name them image, question and answer."
+        )
     chosen = dataset.select_columns(sorted(wanted | set(renamed)))
     for row in range(len(chosen)):
         cells = {renamed.get(key, key): value for key, value in chosen[row].items() if value is not None}
@@ -133,12 +138,13 @@ def _undecoded(feature: Any) -> Any:
 
 @contextmanager
 def _silent(datasets: Any) -> Iterator[None]:
-    """No progress bars of `datasets` between our lines."""
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
+    """No progress bars and no log lines of `datasets` between our lines: what fails is told by our own sentence."""
+    bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()

@@ -16,14 +16,14 @@ from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.evaluation import evaluate
 from fovea.models import Policy, Prompt, load_policy
-from fovea.rewards import check_weights, default_rewards
+from fovea.rewards import check_weights, default_rewards, weigh
 from fovea.rollouts import BadSample, gather, without_bad
 from fovea.runlog import RunLog, check_run_folder, describe_run, run_folder
 from fovea.tasks import open_data, open_task
 from fovea.tasks.data import DataTask
-from fovea.training.bad_samples import BadSamples, check_largest
+from fovea.training.bad_samples import SCANNED, BadSamples, check_largest
 from fovea.training.update import make_optimizer
-from fovea.types import AnswerKind, Observer, Sampling, Task, UserError
+from fovea.types import AnswerKind, Observer, Problem, Sampling, Task, UserError
 
 EVALUATION_SEED = 1_000_003
 """Built-in tasks' held-out problems are the same whatever the run's seed, so that runs can be compared."""
@@ -68,8 +68,9 @@ def open_tasks(run: Run) -> tuple[Task, Task, Task]:
     if run.validation_data is not None:
         held = _open(run, run.validation_data, shuffle=False)
         return _open(run, run.data), held, held
+    task = _open(run, run.data, part="train")
     held = _open(run, run.data, part="heldout", shuffle=False, verify=False)  # decoded with the others
-    return _open(run, run.data, part="train"), held, held
+    return task, held, held
 
 
 def _open(run: Run, path: str, verify: bool = True, **how: Any) -> DataTask:
@@ -88,6 +89,15 @@ def _open(run: Run, path: str, verify: bool = True, **how: Any) -> DataTask:
             "make a file for each kind, or name rewards that fit all of them, for example rewards.exact=1."
         )
     return task
+
+
+def _check_rewards_fit(rewards: Mapping[str, float], task: Task) -> None:
+    """Score an empty reply to a problem of each kind. Raises UserError where a reward is for other answers."""
+    first: dict[AnswerKind, Problem] = {}
+    for problem in task.take(0, 1 if task.size is None else min(task.size, SCANNED))[0]:
+        first.setdefault(problem.kind, problem)
+    for problem in first.values():
+        weigh([""], problem, rewards)
 
 
 def instruction_of(run: Run, kind: AnswerKind) -> str | None:
@@ -129,11 +139,16 @@ class Session:
     def open(cls, run: Run, observers: Sequence[Observer] = ()) -> Session:
         """Check everything that can be checked before the first minute is spent. Raises UserError."""
         find_algorithm(run.algorithm.name)
+        if run.method == "rl" and run.group < 2:
+            raise UserError(
+                f"group={run.group}: {run.algorithm.name} compares the replies to one problem; give at least group=2."
+            )
         if run.threads is not None:
             torch.set_num_threads(run.threads)
         task, validation, held_out = open_tasks(run)
         rewards = run.rewards or default_rewards(task.kind)
         check_weights(rewards)
+        _check_rewards_fit(rewards, task)
         check_run_folder(run_folder(run))
         policy = load_policy(
             run.model,

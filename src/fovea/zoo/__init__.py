@@ -1,13 +1,15 @@
 """How the embedded model `fovea-tiny` is made: `fovea zoo build tiny`. Seeded, resumable, no downloads.
 
-Four stages, because a tiny model trained on questions alone learns the answer format long before it looks:
+Five stages, because a tiny model trained on questions alone learns the answer format long before it looks:
 
 1. `vision`: the vision tower alone on digits and shapes, with dense labels for every merged token (`vision.py`).
 2. `domains`: the same on print, cards, grids and graphs, too.
 3. `describe`: the whole model reads and describes (`language.py`).
-4. `skills`: all questions in all styles of reply.
+4. `skills`: all questions in all styles of reply, then only those whose answer is a place.
+5. `practice`: the same the other way round, while the vision tower is also taught where in its picture a cell is.
+   Without this the model looks at the right cell and cannot write where that is (docs/lab-notes.md).
 
-In 3 and 4 the replies' marks teach the middle layer's attention where to look; without it the model answers
+In 3 to 5 the replies' marks teach the middle layer's attention where to look; without it the model answers
 `locate` with the box of *some* thing, and RL only sharpens which one (docs/lab-notes.md). The shares of all tasks in
 all stages are published in `MIXTURES`. No wrong labels are planted and nothing is stopped early. Only the train
 split of digits, backgrounds, fonts, words, photographs and configurations is used.
@@ -32,7 +34,7 @@ from fovea.types import RunFailed
 from fovea.zoo.language import STYLE_SHARES, teach_language
 from fovea.zoo.mixtures import MIXTURES
 from fovea.zoo.trainer import Stage
-from fovea.zoo.vision import CELL, teach_vision, vision_trainer
+from fovea.zoo.vision import CELL, DOMAINS, teach_vision, vision_trainer
 
 FAMILY = "qwen3_vl"
 SIZES: dict[str, Any] = {
@@ -85,25 +87,42 @@ def build_tiny(
     _domains(work, seed, stages)  # with several processes these two only load what was saved
     policy = _language(work, seed, stages)
     policy.save(out)
+    seconds = {name: _seconds(work, name) for name in stages}
     record = {
         "name": "fovea-tiny",
         "seed": seed,
         "processes": processes,
         "parameters": sum(p.numel() for p in policy.model.parameters()),
         "stages": {name: asdict(stage) for name, stage in stages.items()},
-        "seconds": {name: round(_seconds(work, name), 1) for name in stages},
+        "seconds": round(sum(value or 0.0 for value in seconds.values()), 1),
+        "seconds_by_stage": seconds,
         "looking": LOOKING,
         "styles": STYLE_SHARES,
-        "mixtures": MIXTURES,
+        "mixtures": _mixtures(),
         "command": f"fovea zoo build tiny --seed {seed} --processes {processes}",
     }
     (out / "build.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
 
-def _seconds(work: Path, name: str) -> float:
-    """Wall seconds of a finished stage."""
-    return float(torch.load(work / f"{name}.pt", weights_only=True).get("seconds", 0.0))
+def _seconds(work: Path, name: str) -> float | None:
+    """Wall seconds of a finished stage; None where they were not kept."""
+    saved = torch.load(work / f"{name}.pt", weights_only=True, mmap=True)
+    return round(float(saved["seconds"]), 1) if "seconds" in saved else None
+
+
+def _mixtures() -> dict[str, dict[str, float]]:
+    """Stage (and step from which it holds) → share of every task, of every kind of picture in the vision stages."""
+    rest = 1 - sum(share for share, _ in DOMAINS.values())
+    found = {
+        "vision": {"digits": 0.7, "shapes": 0.3},
+        "domains": {name: share for name, (share, _) in DOMAINS.items()}
+        | {"digits": round(0.7 * rest, 3), "shapes": round(0.3 * rest, 3)},
+    }
+    for stage, phases in MIXTURES.items():
+        for first, shares in phases.items():
+            found[f"{stage}, from step {first}" if first else stage] = shares
+    return found
 
 
 def _domains(work: Path, seed: int, stages: dict[str, Stage]) -> Policy:

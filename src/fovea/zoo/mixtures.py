@@ -56,7 +56,7 @@ BOTH = {name: 0.5 * SKILLS.get(name, 0.0) + 0.5 * PLACES.get(name, 0.0) for name
 MIXTURES: dict[str, dict[int, dict[str, float]]] = {
     "describe": {0: DESCRIBE},
     "skills": {0: SKILLS, 600: PLACES},
-    "practice": {0: BOTH, 500: SKILLS},
+    "practice": {0: BOTH, 800: SKILLS},
 }
 """Stage → step from which it holds → task → share. `printed/locate` is in none: later work measures generalisation
 on it."""
