@@ -15,6 +15,7 @@ from PIL import Image
 from fovea import cli
 from fovea.config import Run
 from fovea.runlog import RunLog, describe_run, newest_model
+from fovea.tasks import TASKS
 from fovea.types import RunFailed, UserError
 
 
@@ -282,3 +283,9 @@ def test_report_and_the_model_of_a_run(capsys, tmp_path):
     )
     with pytest.raises(UserError):
         newest_model(tmp_path)
+
+
+def test_a_domain_shows_all_its_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "tasks", "show", "cards", "--n", "1", "--json")
+    assert code == 0
+    assert [item["task"] for item in json.loads(out)] == [name for name in TASKS if name.startswith("cards/")]

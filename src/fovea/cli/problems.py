@@ -30,7 +30,7 @@ def tasks_list(json: Json = False) -> None:
 
 def tasks_show(
     name: Annotated[
-        str | None, typer.Argument(help="A task's name, or a file or folder.", show_default=False)
+        str | None, typer.Argument(help="A task's name, a domain, or a file or folder.", show_default=False)
     ] = None,
     n: Annotated[int, typer.Option(min=1, help="How many problems.")] = 6,
     out: Annotated[
@@ -46,8 +46,8 @@ def tasks_show(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show problems of a task, or of your own data, as training will see them."""
-    from fovea.tasks import open_data, open_task
+    """Show problems of a task, of all tasks of a domain (cards), or of your own data, as training will see them."""
+    from fovea.tasks import TASKS, Task, open_data, open_task
     from fovea.types import UserError
     from fovea.viewer.sheet import draw_sheet, facts
 
@@ -57,8 +57,13 @@ def tasks_show(
         raise UserError("Name one task (fovea tasks show digits/locate) or give --data FILE.jsonl.")
     if out is not None and n > MOST_DRAWN:
         raise UserError(f"A sheet shows at most {MOST_DRAWN} problems; lower --n or leave --out away.")
-    task = open_data(data, images, shuffle=False) if data else open_task(str(name), split=split, seed=seed)
-    problems = task.take(0, n if task.size is None else min(n, task.size))[0]
+    tasks: list[Task]
+    if data:
+        tasks = [open_data(data, images, shuffle=False)]
+    else:
+        names = [known for known in TASKS if known.startswith(f"{name}/")] or [str(name)]
+        tasks = [open_task(known, split=split, seed=seed) for known in names]
+    problems = [p for task in tasks for p in task.take(0, n if task.size is None else min(n, task.size))[0]]
     if out is not None:
         draw_sheet(problems, out)
     if json:
