@@ -84,6 +84,16 @@ def test_pictures_are_small_but_not_all() -> None:
     assert max(len(p.images) for p in open_task("panels/which").take(0, 60)[0]) == 9
 
 
+@pytest.mark.parametrize("name", ["printed/word", "printed/number", "printed/letter", "printed/labelled"])
+def test_print_is_whole(name: str) -> None:
+    for split in SPLITS:
+        for problem in open_task(name, split, 3).take(0, 60)[0]:
+            width, height = problem.images[0].size
+            for _, _, (x1, y1, x2, y2) in marks(problem.target or "", tuple, "pixels"):
+                assert -1 <= x1 < x2 <= width + 1
+                assert -1 <= y1 < y2 <= height + 1
+
+
 def test_fonts_and_words_of_the_splits_are_different_ones() -> None:
     for items in (
         [set(font_names(split)) for split in SPLITS],

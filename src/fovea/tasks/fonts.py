@@ -14,7 +14,7 @@ from PIL import ImageFont
 
 from fovea.tasks.scenes import DATA, Split, generator
 
-__all__ = ["font", "font_names", "generator"]
+__all__ = ["font", "font_names", "generator", "load", "pick"]
 
 
 @functools.cache
@@ -28,12 +28,18 @@ def font_names(split: Split) -> tuple[str, ...]:
     return tuple(name for name in _archive() if name.startswith(f"{split}/"))
 
 
+def pick(split: Split, rng: np.random.Generator) -> str:
+    """The name of one of the split's fonts."""
+    names = font_names(split)
+    return names[int(rng.integers(len(names)))]
+
+
 @functools.lru_cache(maxsize=512)
-def _load(name: str, size: int) -> ImageFont.FreeTypeFont:
+def load(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font at `size` pixels an em (a capital letter is about 0.7 em high)."""
     return ImageFont.truetype(io.BytesIO(_archive()[name]), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def font(split: Split, rng: np.random.Generator, size: int) -> ImageFont.FreeTypeFont:
-    """One of the split's fonts at `size` pixels an em (a capital letter is about 0.7 em high)."""
-    names = font_names(split)
-    return _load(names[int(rng.integers(len(names)))], size)
+    """One of the split's fonts at `size` pixels an em."""
+    return load(pick(split, rng), size)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from fovea.boxes import look
-from fovea.tasks.fonts import font
+from fovea.tasks.fonts import font, load, pick
 from fovea.tasks.questions import Asked, Question
 from fovea.tasks.scenes import BACKGROUNDS, Scene, Split, Thing, background, generator, ink_color
 
@@ -45,9 +46,22 @@ def _words(split: Split) -> tuple[str, ...]:
 def write(
     rng: np.random.Generator, canvas: Image.Image, text: str, corner: tuple[int, int], size: int, split: Split
 ) -> tuple[Thing, ...]:
-    """Draw `text` with its top left near `corner`; one Thing a character, boxes of its ink."""
-    letters = font(split, rng, size)
-    x1, y1, _, _ = letters.getbbox(text)
+    """Draw `text` with its top left near `corner`, whole: moved or made smaller where it would leave the picture.
+
+    One Thing a character, boxes of its ink.
+    """
+    name = pick(split, rng)
+    while True:
+        letters = load(name, size)
+        x1, y1, x2, y2 = letters.getbbox(text)
+        wide, high = math.ceil(x2 - x1), math.ceil(y2 - y1)
+        if (wide <= canvas.width - 2 and high <= canvas.height - 2) or size <= 8:
+            break
+        size -= 1
+    corner = (
+        max(0, min(corner[0], canvas.width - 1 - wide)),
+        max(0, min(corner[1], canvas.height - 1 - high)),
+    )
     behind = np.asarray(canvas.resize((1, 1), Image.Resampling.BOX), np.float32)[0, 0]
     draw = ImageDraw.Draw(canvas)
     at = corner[0] - x1, corner[1] - y1
