@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fovea.tasks import open_task
 from fovea.tasks.scenes import Scene, Thing, generator
 from fovea.zoo import language, vision
 from fovea.zoo.language import mixed_problem
+from fovea.zoo.mixtures import mixture_at
 from fovea.zoo.trainer import Stage, Trainer
 
 
@@ -54,9 +56,11 @@ def test_dense_targets_by_hand() -> None:
     assert targets.box[3].tolist() == [-0.5, -0.5, 0.5, 0.0]
 
 
-@pytest.mark.parametrize("stage", zoo.MIXTURES)
-def test_mixture_is_kept_and_only_trains_on_the_train_split(stage: str) -> None:
-    mixture = zoo.MIXTURES[stage]
+@pytest.mark.parametrize(
+    ("stage", "step"), [(name, step) for name, at in zoo.MIXTURES.items() for step in at]
+)
+def test_mixture_is_kept_and_only_trains_on_the_train_split(stage: str, step: int) -> None:
+    mixture = mixture_at(stage, step)
     problems = [mixed_problem(mixture, stage, 0, i) for i in range(600)]
     names, styles = zip(*(problem.task.split("@") for problem in problems))
     for name, share in mixture.items():
@@ -87,6 +91,19 @@ def test_every_fact_of_a_domain_is_known_to_the_head(name: str) -> None:
     targets = vision.dense_targets(scenes, vision.FACTS)
     assert targets.present.sum() > 30
     assert targets.color.shape == (len(targets.present), 3)
+
+
+def test_phases_of_a_stage_hold_from_their_step_on() -> None:
+    assert mixture_at("practice", 0) == mixture_at("practice", 799) != mixture_at("practice", 800)
+    assert mixture_at("practice", 800) == mixture_at("skills", 0)
+
+
+def test_places_of_cells_by_hand(policy: Policy) -> None:
+    """A picture of 64 x 32 pixels has 4 x 2 cells: x at 1/8, 3/8, 5/8 and 7/8 of its width, y at 1/4 and 3/4."""
+    problem = open_task("digits/read", "train", 1).take(0, 1)[0][0]
+    wide = replace(problem, images=(Image.new("RGB", (64, 32)),), target="<answer>1</answer>")
+    places = language.cell_places([policy.prompt(wide)], 2)
+    assert places.tolist() == [[x, y] for y in (0.25, 0.75) for x in (0.125, 0.375, 0.625, 0.875)]
 
 
 def test_lessons_look_before_what_is_read_off(policy: Policy) -> None:
@@ -132,7 +149,7 @@ def test_a_stage_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) -> 
             trainer = Trainer(tmp_path / name, "skills", stage, {"model": policy.model}, save_every=2)
             while trainer.step < steps:
                 first = 2 * trainer.step
-                problems = [mixed_problem(zoo.MIXTURES["skills"], "skills", 0, first + i) for i in range(2)]
+                problems = [mixed_problem(mixture_at("skills", 0), "skills", 0, first + i) for i in range(2)]
                 language.language_step(policy, problems, 0.5)
                 trainer.apply()
         ends.append(torch.cat([p.detach().flatten() for p in policy.model.parameters()]))

@@ -243,6 +243,7 @@ class Session:
             instruction=self.instruction,
             samples=0 if during else section.samples,
             temperature=self.run.sampling.temperature,
+            rewards=tuple(self.rewards),
             show=0 if during else 12,
             keep=self.log.pictures,
         )
