@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.evaluation import evaluate
 from fovea.models.policy import TINY, Policy, load_policy
 from fovea.models.shared_prefix import backward, score
-from fovea.tasks import open_task
+from fovea.tasks import TASKS, open_task
 from fovea.training import train
 from fovea.types import Problem, Sampling
 
@@ -92,6 +93,19 @@ def test_it_sees(tiny: Policy, task: str, least: float) -> None:
     record = evaluate(tiny, SharedPrefillEngine(tiny), opened, 96, seed=0, max_new_tokens=24)
     assert record["accuracy"]["mean"] > least
     assert record["looking"]["ci95"][0] > 0.2
+
+
+def test_the_model_card_is_about_these_weights() -> None:
+    """What the card says must be of the weights that are shipped, and enough of it must pass (issue: 16 of 25)."""
+    card = json.loads((Path(__file__).parent.parent / "docs" / "model-card.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256((TINY / "model.safetensors").read_bytes()).hexdigest()
+    assert card["weights_sha256"] == digest
+    rows = card["skills"]
+    assert {row["name"] for row in rows} == set(TASKS)
+    assert all(row["n"] >= 500 for row in rows)
+    assert sum(row["passed"] for row in rows) >= 16
+    passed_domains = {row["name"].partition("/")[0] for row in rows if row["passed"]}
+    assert len(passed_domains) >= 6
 
 
 def test_a_toy_is_learned(tmp_path: Path) -> None:
