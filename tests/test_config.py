@@ -140,3 +140,15 @@ def test_about_forty_fields() -> None:
 def test_nearest() -> None:
     assert nearest("iuo", ["iou", "format"]) == " (did you mean 'iou'?)"
     assert nearest("zzz", ["iou"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (["validation_data=held.jsonl"], "needs data=FILE"),
+        (["data=my.jsonl", "task=digits/count"], "both given"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(overrides: list[str], what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        load_run("quickstart", overrides)

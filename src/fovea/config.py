@@ -169,9 +169,14 @@ def load_run(recipe: str, overrides: list[str] | None = None) -> Run:
         apply_override(values, override)
     values["recipe"] = values.get("recipe") or recipe
     try:
-        return Run.model_validate(values)
+        run = Run.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, recipe)) from None
+    if run.data is None and run.validation_data is not None:
+        raise UserError(f"validation_data={run.validation_data} needs data=FILE beside it, to train on.")
+    if run.data is not None and "task" in keys:
+        raise UserError(f"task={run.task} and data={run.data} are both given; leave one of them away.")
+    return run
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def zoo_card(
     from transformers.utils.logging import disable_progress_bar
 
     from fovea.card import CardSettings, make_card
+    from fovea.types import UserError
     from fovea.viewer.display import interval
 
     def told(row: dict[str, Any]) -> None:
@@ -110,6 +111,8 @@ def zoo_card(
         n=n, samples=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
     )
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if tasks is not None and not names:
+        raise UserError("--tasks names no task; leave it away to measure all of them.")
     card = make_card(model, out, settings, names, processes, (lambda row: None) if json else told)
     if json:
         print_json(card)
