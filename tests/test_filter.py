@@ -14,10 +14,11 @@ from PIL import Image
 from fovea.cli import main
 from fovea.engines.scripted import ScriptedEngine
 from fovea.engines.shared_prefill import SharedPrefillEngine
-from fovea.filtering import check_bounds, filter_problems, judge
+from fovea.filtering import check_bounds, filter_problems, judge, record_of
 from fovea.models.policy import Policy, load_policy
 from fovea.tasks import open_data, open_task
 from fovea.types import Problem, Sampling, UserError
+from fovea.viewer.sheet import facts
 
 SETTINGS = {"model": "random"}
 
@@ -187,3 +188,11 @@ def test_the_command_and_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixt
         error = capsys.readouterr().err
         assert message in error
         assert len(error.strip().splitlines()) == 1
+
+
+def test_marks_of_where_to_look_stay_out_of_written_lines() -> None:
+    """digits/read's teacher marks where each digit is read off; a file for users holds the reply alone."""
+    problem = open_task("digits/read", "train", 0).take(0, 1)[0][0]
+    assert "{look:" in (problem.target or "")
+    assert record_of(problem, ["a.png"])["target"] == f"<answer>{problem.answer}</answer>"
+    assert facts(problem)["target"] == f"<answer>{problem.answer}</answer>"

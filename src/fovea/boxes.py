@@ -59,7 +59,12 @@ def fill(text: str, to_frame: Callable[[tuple[float, ...]], tuple[float, ...]], 
     def replace(match: re.Match[str]) -> str:
         return write(to_frame(tuple(float(value) for value in match.groups())), frame)
 
-    return _PLACE.sub(replace, _LOOK.sub("", text))
+    return _PLACE.sub(replace, unmarked(text))
+
+
+def unmarked(text: str) -> str:
+    """`text` without its `look` marks; places of boxes stay."""
+    return _LOOK.sub("", text)
 
 
 def marks(

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fovea.boxes import unmarked
 from fovea.engines import Engine
 from fovea.models import Policy, Prompt
 from fovea.rewards import correct
@@ -255,7 +256,7 @@ def record_of(problem: Problem, images: list[str]) -> dict[str, Any]:
     record: dict[str, Any] = {"id": problem.id, "images": images, "question": problem.question}
     record |= {"answer": problem.answer, "kind": problem.kind, "difficulty": problem.difficulty}
     if problem.target is not None:
-        record["target"] = problem.target
+        record["target"] = unmarked(problem.target)
     if "box_image" in problem.meta:
         record["box_image"] = problem.meta["box_image"]
     return record

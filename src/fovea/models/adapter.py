@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fovea.boxes import convert, convert_answer, fill
+from fovea.boxes import convert, convert_answer, fill, unmarked
 from fovea.models.attention import segments_of
 from fovea.types import BoxFrame, Problem, UserError, picture_sizes
 
@@ -249,7 +249,7 @@ def speak(problem: Problem, frame: BoxFrame, resized: Sequence[tuple[int, int]])
     `meta["box_image"]`, by default the first. Raises UserError for a box without a picture.
     """
     if problem.kind not in ("box", "objects"):
-        target = None if problem.target is None else fill(problem.target, tuple, problem.frame)
+        target = None if problem.target is None else unmarked(problem.target)
         return replace(problem, frame=frame, target=target)
     if not problem.images:
         raise UserError(

@@ -70,7 +70,7 @@ class Thing:
     box: tuple[int, int, int, int]
     facts: tuple[tuple[str, str], ...] = ()
     """What can be seen of it, as (name, value): (("color", "red"), ("kind", "circle")). The vision tower is taught
-    these; names and values are listed in `fovea.zoo.FACTS`."""
+    these; names and values are listed in `fovea.zoo.vision.FACTS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,7 +34,7 @@ def facts(problem: Problem) -> dict[str, Any]:
         "frame": problem.frame,
         "difficulty": problem.difficulty,
         "sizes": [list(size) for size in picture_sizes(problem)],
-        "target": problem.target,
+        "target": None if problem.target is None else fill(problem.target, tuple, problem.frame),
     }
 
 

@@ -55,7 +55,7 @@ STAGES = {
     "domains": Stage(steps=3600, batch=32, learning_rate=1e-3),
     "describe": Stage(steps=400, batch=48, learning_rate=1e-3),
     "skills": Stage(steps=1000, batch=48, learning_rate=1e-3, horizon=2600),
-    "practice": Stage(steps=1700, batch=48, learning_rate=1e-3, warmup=50, fast=("pos_embed",)),
+    "practice": Stage(steps=1700, batch=48, learning_rate=1e-3, warmup=50, places=True),
 }
 LOOKING = 0.5
 """Weight of the attention's loss in the language stages."""

@@ -207,7 +207,7 @@ def teach_language(
     """One language stage; all weights move."""
     modules: dict[str, torch.nn.Module] = {"model": policy.model}
     place = None
-    if stage.fast:  # the stage that teaches places
+    if stage.places:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             modules["place"] = place = torch.nn.Linear(policy.model.config.text_config.hidden_size, 2)

@@ -26,8 +26,9 @@ class Stage:
     warmup: int = 100
     horizon: int | None = None
     """Step at which the learning rate would have decayed, for a stage that ends earlier; default: `steps`."""
-    fast: tuple[str, ...] = ()
-    """Parts of the vision tower that keep the full learning rate in a language stage."""
+    places: bool = False
+    """Whether a language stage also teaches where in its picture a cell is; the vision tower's position embedding
+    then keeps the full learning rate."""
 
     def rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to a twentieth at the end."""
@@ -54,7 +55,7 @@ class Trainer:
     def __post_init__(self) -> None:
         named = [pair for module in self.modules.values() for pair in module.named_parameters()]
         is_slow = {
-            name: name.startswith("model.visual.") and not any(part in name for part in self.stage.fast)
+            name: name.startswith("model.visual.") and not (self.stage.places and "pos_embed" in name)
             for name, _ in named
         }
         slow = [p for name, p in named if is_slow[name]]
