@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from fovea.cli import main
 from fovea.config import Run, load_run
-from fovea.models.adapter import render_chat
 from fovea.models.policy import Policy, load_policy
 from fovea.rollouts import gather, without_bad
 from fovea.runlog import RunLog, check_run_folder
@@ -44,17 +43,16 @@ def test_plain_text_gives_the_processors_own_tokens() -> None:
     for policy in policies():
         for pictures in several:
             for text in TEXTS if len(pictures) < 9 else TEXTS[:2]:
-                ours = render_chat(policy.processor, pictures, text)
+                ours = policy.family.render(policy.processor, pictures, text)
                 content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": text}]
                 chat = [{"role": "user", "content": content}]
                 whole = policy.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
                 out = policy.processor(text=[whole], images=list(pictures) or None, return_tensors="pt")
                 assert torch.equal(ours.token_ids, out["input_ids"][0]), (policy.family.name, text)
                 if pictures:
-                    assert torch.equal(ours.token_types, out["mm_token_type_ids"][0])
-                    assert torch.equal(ours.grids, out["image_grid_thw"])
-                    assert ours.pixel_values is not None
-                    assert torch.equal(ours.pixel_values, out["pixel_values"])
+                    assert torch.equal(ours.image_mask.long(), out["mm_token_type_ids"][0])
+                    for name in ("image_grid_thw", "pixel_values"):
+                        assert torch.equal(ours.pictures.media[name], out[name])
 
 
 def test_special_tokens_in_the_users_text_are_text() -> None:
@@ -68,7 +66,7 @@ def test_special_tokens_in_the_users_text_are_text() -> None:
         count = [int(torch.isin(p.token_ids, torch.tensor(sorted(special))).sum()) for p in (plain, hostile)]
         assert count[0] == count[1], "the same turns and pictures as for an innocent question"
         assert f"{attack}\n{attack}<|im_end|>" in tokenizer.decode(hostile.token_ids)
-        assert torch.equal(hostile.grids, plain.grids)
+        assert torch.equal(hostile.media["image_grid_thw"], plain.media["image_grid_thw"])
         assert int(hostile.image_mask.sum()) == int(plain.image_mask.sum())
         # positions up to the text are those of the innocent prompt, and run on by one a token behind it
         before = int(torch.nonzero(plain.image_mask)[-1]) + 2

@@ -12,8 +12,10 @@ from conftest import FAMILIES, different_problems, loud_policy, picture
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fovea.boxes import place
-from fovea.models.attention import row_groups, segments_of
+from fovea.models.attention import segments_of
+from fovea.models.cascade import row_groups
 from fovea.models.policy import Policy, load_policy, make_policy
+from fovea.models.qwen_vision import grids_of
 from fovea.models.shared_prefix import score
 from fovea.types import Problem, Sampling, UserError
 
@@ -38,11 +40,11 @@ def box_problem(frame: str = "pixels") -> Problem:
 def test_prompt_has_places_for_every_image_token(policy: Policy) -> None:
     for one in different_problems():
         prompt = policy.prompt(one)
-        merged = int((prompt.grids.prod(-1) // 4).sum()) if len(prompt.grids) else 0
+        merged = sum(height * width // 4 for _, height, width in grids_of(prompt))
         assert int(prompt.image_mask.sum()) == merged
         assert prompt.positions.shape == (3, len(prompt.token_ids))
         assert prompt.next_position == int(prompt.positions.max()) + 1
-        assert (prompt.pixel_values is None) == (not one.images)
+        assert (not prompt.media) == (not one.images)
 
 
 def test_images_come_before_the_question_and_the_instruction_after(policy: Policy) -> None:
@@ -59,7 +61,8 @@ def test_boxes_are_told_in_the_family_s_frame(policy: Policy, frame: str) -> Non
     if policy.family.name == "qwen3_vl":
         size: tuple[int, int] = (1000, 1000)
     else:
-        size = (int(prompt.grids[0, 2]) * 14, int(prompt.grids[0, 1]) * 14)
+        _, height, width = grids_of(prompt)[0]
+        size = (width * 14, height * 14)
         assert size != (100, 50), "the picture must have been resized for this to prove anything"
     expected = tuple(s * f for s, f in zip(size * 2, (0.1, 0.1, 0.6, 0.6)))
     assert prompt.problem.answer == pytest.approx(expected)
@@ -144,8 +147,7 @@ def test_without_a_plan_attention_is_plain_sdpa(policy: Policy) -> None:
     inputs = {
         "input_ids": prompt.token_ids[None],
         "mm_token_type_ids": prompt.image_mask.long()[None],
-        "pixel_values": prompt.pixel_values,
-        "image_grid_thw": prompt.grids,
+        **prompt.media,
     }
     with torch.no_grad():
         assert torch.equal(policy.model(**inputs).logits, twin(**inputs).logits)

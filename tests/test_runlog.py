@@ -65,7 +65,7 @@ def test_write_json_is_atomic_and_leaves_no_temporary_file(tmp_path, monkeypatch
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr(runlog.os, "replace", fail)
+    monkeypatch.setattr(runlog.plain.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}

@@ -23,7 +23,7 @@ from conftest import (
 )
 from torch import Tensor
 
-from fovea.models import attention
+from fovea.models import blocks
 from fovea.models.policy import Policy, make_policy
 from fovea.models.shared_prefix import Loss, Row, backward, prefill, score
 from fovea.types import Problem, Sampling
@@ -217,22 +217,22 @@ def test_empty_rows_and_banned_tokens_are_refused(policy: Policy) -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_explicit_block_equals_the_cpu_kernel(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain torch path (every other device) and the CPU kernel are one function, backward included."""
-    monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 200)  # several query chunks
+    monkeypatch.setattr(blocks, "_SCORES_AT_ONCE", 200)  # several query chunks
     torch.manual_seed(0)
     n, m = (9, 9) if causal else (9, 13)
     q, d_out = (torch.randn(2, 4, n, 8, dtype=torch.float64) for _ in range(2))
     k, v = (torch.randn(2, 2, m, 8, dtype=torch.float64) for _ in range(2))
-    theirs = attention.attend_block(q, k, v, 0.3, causal=causal)
-    ours = attention.explicit_block(q, k, v, 0.3, causal=causal)
+    theirs = blocks.attend_block(q, k, v, 0.3, causal=causal)
+    ours = blocks.explicit_block(q, k, v, 0.3, causal=causal)
     torch.testing.assert_close(ours, theirs)
-    block = attention._Block(d_out, q, k, v, *theirs)
+    block = blocks.Block(d_out, q, k, v, *theirs)
     torch.testing.assert_close(
-        attention.explicit_block_backward(block, 0.3, causal=causal),
-        attention._block_backward(block, 0.3, causal=causal),
+        blocks.explicit_block_backward(block, 0.3, causal=causal),
+        blocks.block_backward(block, 0.3, causal=causal),
     )
     if not causal:
         mask = torch.where(torch.arange(m) < 5, 0.0, -torch.inf).double().expand(2, 1, 1, m)
         torch.testing.assert_close(
-            attention.explicit_block(q, k, v, 0.3, causal=False, mask=mask),
-            attention.attend_block(q, k, v, 0.3, causal=False, mask=mask),
+            blocks.explicit_block(q, k, v, 0.3, causal=False, mask=mask),
+            blocks.attend_block(q, k, v, 0.3, causal=False, mask=mask),
         )

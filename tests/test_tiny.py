@@ -78,7 +78,7 @@ def test_nine_pictures_of_any_size_and_a_long_prompt(tiny: Policy) -> None:
     images = tuple(Image.new("RGB", (32 + 32 * i, 320 - 32 * i), (20 * i, 99, 9)) for i in range(9))
     problem = Problem(id="nine", task="t", images=images, question="x " * 2000, answer="", kind="text")
     prompt = tiny.prompt(problem)
-    assert len(prompt.grids) == 9
+    assert len(prompt.picture_tokens) == 9
     assert 4000 < len(prompt.token_ids) < 8192
     reply = SharedPrefillEngine(tiny).generate([prompt], 2, Sampling(max_new_tokens=4), seed=(0, 0))[0]
     assert all(np.isfinite(completion.log_probs).all() for completion in reply)

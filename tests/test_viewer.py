@@ -19,8 +19,9 @@ from fovea.config import Run
 from fovea.runlog import RunLog, describe_run
 from fovea.types import Problem, UserError
 from fovea.viewer import as_text, visible
+from fovea.viewer.charts import nice_ticks, smooth
 from fovea.viewer.display import LiveDisplay, clock, interval, sparkline
-from fovea.viewer.report import nice_ticks, picture_svg, render_report, smooth, write_report
+from fovea.viewer.report import picture_svg, render_report, write_report
 
 HOSTILE = "<answer>[1, 2, 3, 4]</answer><script>alert(1)</script>[bold red]\x1b[2J\u202e{{ 7*7 }}\ud800"
 
@@ -229,10 +230,21 @@ def test_ticks_are_round_and_cover_the_data():
     assert nice_ticks(0.0, 1.0) == [0.0, 0.25, 0.5, 0.75, 1.0]
     # rough step 0.07: the next of 1, 2, 2.5, 5, 10 times 0.01 is 0.1
     assert nice_ticks(0.31, 0.59) == [0.3, 0.4, 0.5, 0.6]
-    for low, high in ((0.0, 0.0), (5.0, 5.0), (-3.0, 1e6), (1e-9, 2e-9), (-2.0, -2.0)):
+    for low, high in (
+        (0.0, 0.0),
+        (5.0, 5.0),
+        (-3.0, 1e6),
+        (1e-9, 2e-9),
+        (-2.0, -2.0),
+        (2e-13, 2.2e-13),
+        (0, 1e-299),
+    ):
         ticks = nice_ticks(low, high)
         assert ticks[0] <= low <= high <= ticks[-1]
         assert len(ticks) >= 2
+        assert ticks[-1] > ticks[0]
+        assert len(ticks) < 9
+    assert nice_ticks(-1e308, 1e308)[-1] <= 1e301  # drawn at the border, no overflow
 
 
 def test_smoothing_is_a_bias_corrected_exponential_mean():
@@ -297,6 +309,33 @@ def test_the_live_display_fits_any_terminal_and_shows_replies_as_text(width):
     assert "\\x1b[2J" in frame or width < 60
     display.finish({"task": "t", "steps": 5, "train_seconds": 7.0})
     assert "5 steps in 0:07" in stream.getvalue()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_warnings_come_first_and_a_loss_without_meaning_is_replaced(plain):
+    stream = io.StringIO()
+    terminal = {"force_terminal": True, "color_system": None, "_environ": {}}
+    console = Console(file=stream, width=100, height=50, **({} if plain else terminal))
+    with LiveDisplay(console=console, plain=plain, line_seconds=0) as display:
+        algorithm = {"name": "grpo", "updates_per_rollout": 1}
+        display.start({"run": {"recipe": "r", "task": "t", "steps": 9, "algorithm": algorithm}})
+        for step in range(3):
+            record = {"step": step, "reward_mean": 0.5, "reward_std": 0.2, "grad_norm": 1.5, "loss": 3e-8}
+            record |= {"clip_fraction": 0.0}
+            display.step(record | ({"warnings": [f"audit:f1 {HOSTILE}"]} if step else {}), [])
+        with console.capture() as capture:
+            console.print(display)
+    text = stream.getvalue() if plain else capture.get()
+    assert "The loss is 0 by construction" in text
+    assert "gradient norm" in text
+    assert "reward spread" in text
+    assert "clipped" not in text
+    assert "loss 3e-08" not in " ".join(text.split())
+    assert "\x1b" not in text
+    if plain:
+        assert text.count("warning: audit:f1") == 1
+    else:
+        assert text.index("! audit:f1") < text.index("step 3/9")
 
 
 def test_plain_lines_where_the_output_is_no_terminal():

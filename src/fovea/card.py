@@ -30,7 +30,7 @@ from fovea.models.policy import TINY
 from fovea.runlog import newest_model, to_json, write_atomically
 from fovea.tasks import TASKS, open_task
 from fovea.tasks.chance import blind_chance
-from fovea.training.setup import EVALUATION_SEED
+from fovea.training.problems import EVALUATION_SEED
 from fovea.types import Problem, UserError, picture_sizes
 
 MARGIN = 0.20

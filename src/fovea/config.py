@@ -40,26 +40,107 @@ class SamplingSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW and its schedule."""
+    """Which optimizer and its schedule (`fovea.training.optim`)."""
 
+    name: Literal["adamw", "adafactor", "muon", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw", description="adafactor and the 8-bit ones (extra `bitsandbytes`) need less memory"
+    )
     learning_rate: float = Field(default=1e-6, gt=0)
+    vision_learning_rate: float | None = Field(
+        default=None, gt=0, description="of the vision tower and the projector; default: learning_rate"
+    )
     warmup_steps: int = Field(default=0, ge=0, description="linear warm-up")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        default="constant", description="wsd: constant, then linear decay over the last decay_ratio of the run"
+    )
+    min_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="the schedule ends at this share of the learning rate"
+    )
+    decay_ratio: float = Field(default=0.1, gt=0, le=1, description="share of the steps in which wsd decays")
+    weight_decay: float = Field(default=0.0, ge=0, description="of matrices; vectors are never decayed")
     beta2: float = Field(default=0.999, gt=0, lt=1)
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="gradients are scaled down to this global norm"
     )
+    master_weights: bool = Field(
+        default=True, description="with dtype=bfloat16: the optimizer works on float32 copies of the weights"
+    )
+
+
+class FinetuneSection(Section):
+    """Which weights are trained (`fovea.models.finetune`)."""
+
+    mode: Literal["full", "lora", "qlora"] = Field(
+        default="full", description="qlora: lora on a 4-bit base (extra `bitsandbytes`)"
+    )
+    rank: int = Field(default=16, ge=1, description="r of the low-rank matrices")
+    alpha: int = Field(default=32, ge=1, description="the low-rank product is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        default=("text",),
+        description="parts whose linear layers get an adapter (text, vision, projector), or regular "
+        "expressions on module names",
+    )
+    dropout: float = Field(default=0.0, ge=0, description="must be 0: rollout and update must agree")
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_target(cls, value: Any) -> Any:
+        """`finetune.targets=text` means `[text]`."""
+        return (value,) if isinstance(value, str) else value
 
 
 class AlgorithmSection(Section):
-    """Which advantages and which loss (`fovea.algorithms`)."""
+    """Which advantages and which loss (`fovea.algorithms`). What is left away is the named algorithm's own value."""
 
     name: str = Field(default="grpo", description="a name from `fovea.algorithms.ALGORITHMS`")
-    clip: float = Field(default=0.2, gt=0, lt=1, description="epsilon of the ratio clip")
-    updates_per_rollout: int = Field(
-        default=1, ge=1, description="optimizer steps on the same completions (mu)"
+    clip: float | None = Field(default=None, gt=0, lt=1, description="both bounds of the ratio clip")
+    clip_low: float | None = Field(default=None, gt=0, description="the ratio is clipped below 1 - this")
+    clip_high: float | None = Field(default=None, gt=0, description="the ratio is clipped above 1 + this")
+    delta: float | None = Field(
+        default=None, gt=1, description="two-sided clip: the largest ratio where the advantage is negative"
     )
+    scale: Literal["group_std", "batch_std", "whiten", "none"] | None = Field(
+        default=None, description="what an advantage is divided by"
+    )
+    updates_per_rollout: int = Field(
+        default=1, ge=1, description="times that the same completions are learned from (mu)"
+    )
+    prompts_per_update: int | None = Field(
+        default=None, ge=1, description="problems an optimizer step; default: all of the step's"
+    )
+    beta: float | None = Field(default=None, ge=0, description="weight of the KL to the reference policy")
+    kl: Literal["k1", "k2", "k3"] | None = Field(default=None, description="estimator of that KL")
+    kl_in: Literal["loss", "reward", "reward_to_go"] | None = Field(
+        default=None, description="where that KL is taken off"
+    )
+    kl_ratio: bool | None = Field(default=None, description="weigh the KL in the loss by the ratio")
+    old_log_probs: Literal["sampled", "recomputed"] | None = Field(
+        default=None, description="old log-probs: the engine's, or computed again before the first update"
+    )
+    correction: (
+        Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
+    ) = Field(default=None, description="importance weight where the engine's log-probs differ")
+    correction_cap: float | None = Field(default=None, gt=0, description="largest importance weight")
+    resample_limit: int | None = Field(
+        default=None, ge=0, description="rounds in which groups without signal are drawn anew"
+    )
+    overlong: float | None = Field(
+        default=None, ge=0, le=1, description="share of the budget over which length is punished"
+    )
+    mask_truncated: bool | None = Field(default=None, description="leave replies without an end out of the loss")
+    entropy_bonus: float = Field(default=0.0, ge=0, description="weight of the mean entropy, added to the aim")
+    top_entropy: float = Field(
+        default=1.0, gt=0, le=1, description="learn from this share of the tokens, those of highest entropy"
+    )
+    clip_cov: float = Field(
+        default=0.0, ge=0, lt=1, description="share of high-covariance tokens without gradient (Clip-Cov)"
+    )
+    kl_cov: float = Field(
+        default=0.0, ge=0, lt=1, description="share of tokens of highest covariance under a KL (KL-Cov)"
+    )
+    replay: int = Field(default=0, ge=0, description="completions kept for later steps; 0: none")
+    replay_alpha: float | None = Field(default=None, ge=0, description="drawn with weight |advantage|^alpha")
+    replay_age: int | None = Field(default=None, ge=1, description="steps that a completion is kept")
 
 
 class EvaluationSection(Section):
@@ -73,6 +154,14 @@ class EvaluationSection(Section):
     )
     samples: int = Field(
         default=0, ge=0, description="sampled replies a problem for pass@k before and after; 0: none"
+    )
+    metric: str = Field(
+        default="accuracy", description="the figure of an evaluation on the way that best and patience go by"
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="evaluations on the way without a rise of metric after which the run ends; 0: never",
     )
 
 
@@ -97,14 +186,59 @@ class Run(Section):
     download: bool = Field(default=False, description="allow fetching model files from the hub")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    freeze: tuple[Literal["vision", "text"], ...] = Field(
+    freeze: tuple[Literal["vision", "projector", "text"], ...] = Field(
         default=(), description="parts that are not trained"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="layers are computed again in the backward pass: less memory, more time"
+    )
+    preflight: Literal["refuse", "warn", "off"] = Field(
+        default="refuse", description="what happens to a run whose first step would not fit into memory"
+    )
+    reference_model: str | None = Field(
+        default=None, description="model of the KL reference; default: the run's own at its start"
+    )
+    reference_sync_steps: int = Field(
+        default=0, ge=0, description="steps after which the reference becomes the policy; 0: never"
+    )
+    min_pixels: int | None = Field(
+        default=None, ge=1, description="smallest picture after the resize; default: the processor's"
+    )
+    max_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        description="largest picture after the resize (all its tiles together); default: the processor's",
     )
     instruction: str | None = Field(
         default=None, description="text appended to every question; default: the task's own"
     )
     rewards: dict[str, float] = Field(
-        default_factory=dict, description="reward name to weight; empty: the task's own"
+        default_factory=dict,
+        description="reward name (built in, path/file.py:function or package.module:function) to weight; empty: the "
+        "task's own",
+    )
+    reward_timeout: float = Field(
+        default=30.0, gt=0, description="seconds that a reward function of yours may take for one group"
+    )
+    on_reward_error: Literal["stop", "zero"] = Field(
+        default="stop",
+        description="a reward function of yours that fails on a completion stops the run, or the completion gets "
+        "reward_on_error",
+    )
+    reward_on_error: float = Field(default=0.0, description="with on_reward_error=zero: value of that reward")
+    reward_workers: int = Field(
+        default=1, ge=1, description="processes for reward functions of yours: groups scored at the same time"
+    )
+    reward_memory_gb: float | None = Field(
+        default=None, gt=0, description="private memory of such a process; default: half of the machine's"
+    )
+    reward_completions: Literal["auto", "text", "chat"] = Field(
+        default="auto",
+        description="what TRL's reward functions get: texts, or chat messages; auto: chat if they read 'content'",
+    )
+    audits: tuple[str, ...] = Field(
+        default=(),
+        description="rewards or metrics that are watched and never optimised (`fovea.audits`)",
     )
     prompts: int = Field(default=16, ge=1, description="problems a step")
     group: int = Field(default=8, ge=1, description="completions a problem (G)")
@@ -114,9 +248,23 @@ class Run(Section):
     )
     seed: int = Field(default=0, ge=0)
     run_dir: str | None = Field(default=None, description="default: runs/RECIPE-seedSEED")
-    save_every: int = Field(default=0, ge=0, description="steps between checkpoints; 0: only the last")
+    save_every: int = Field(
+        default=50, ge=0, description="steps between checkpoints; 0: only the last, and when the run is stopped"
+    )
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="newest checkpoints that are kept, besides the best one"
+    )
     show_every: int = Field(
         default=10, ge=0, description="steps between logged completions with their picture; 0: none"
+    )
+    show_groups: int = Field(default=4, ge=1, description="problems whose completions are logged then")
+    max_nonfinite: int = Field(
+        default=5,
+        ge=1,
+        description="steps in a row with a loss or gradient that is not finite (skipped) that end the run",
+    )
+    deterministic: bool = Field(
+        default=False, description="refuse GPU kernels whose result differs from call to call (CPU: always so)"
     )
     tokens_per_pass: int = Field(
         default=8192, ge=1, description="completion tokens in one forward and backward pass"
@@ -139,10 +287,11 @@ class Run(Section):
     threads: int | None = Field(default=None, ge=1, description="CPU threads; default: what torch chooses")
     sampling: SamplingSection = SamplingSection()
     optimizer: OptimizerSection = OptimizerSection()
+    finetune: FinetuneSection = FinetuneSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     evaluation: EvaluationSection = EvaluationSection()
 
-    @field_validator("freeze", mode="before")
+    @field_validator("freeze", "audits", mode="before")
     @classmethod
     def _one_part(cls, value: Any) -> Any:
         """`freeze=vision` means `freeze=[vision]`."""
@@ -217,6 +366,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = text
     node = values
     *parents, last = key.split(".")
+    if parents[:1] == ["rewards"]:  # rewards.my_rewards.py:short=1: the rest is one name
+        parents, last = ["rewards"], key.removeprefix("rewards.")
     for name in parents:
         node = node.setdefault(name, {})
         if not isinstance(node, dict):

@@ -105,7 +105,7 @@ def judge(
         found = gather(task, position, 1, policy, instruction)
         waiting.extend((position, prompt) for prompt in found.prompts)
         bad.extend(found.bad)
-        values = sum(p.pixel_values.numel() for _, p in waiting if p.pixel_values is not None)
+        values = sum(p.media["pixel_values"].numel() for _, p in waiting if p.media)
         if len(waiting) + len(bad) >= PROBLEMS_AT_ONCE or values >= PATCH_VALUES_AT_ONCE:
             yield from settle()
     yield from settle()

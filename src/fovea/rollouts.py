@@ -6,17 +6,30 @@ Not here: how replies are drawn (`engines`), what they are worth (`rewards`), th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from fovea.algorithms import Algorithm, group_advantages, token_weights
+from fovea.algorithms import (
+    Algorithm,
+    Reduce,
+    Stored,
+    alone,
+    importance_correction,
+    kl_estimates,
+    overlong_penalty,
+    step_advantages,
+    token_weights,
+    totals,
+)
 from fovea.engines import Engine
 from fovea.models import Policy, Prompt
 from fovea.models.policy import named
 from fovea.rewards import correct, weigh
-from fovea.types import AnswerKind, Group, Problem, Sample, Sampling, Task, UserError
+from fovea.rewards.scorer import Job, Scorer
+from fovea.types import AnswerKind, Completion, Group, Problem, Sample, Sampling, Task, UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,43 +141,187 @@ def collect(
     prompts: Sequence[Prompt],
     engine: Engine,
     sampling: Sampling,
-    weights: Mapping[str, float],
+    weights: Mapping[str, float] | Scorer,
     *,
     group: int,
     seed: tuple[int, int],
+    draw: int = 0,
 ) -> list[Group]:
-    """Draw `group` replies to each prompt and reward them. Groups in the order of `prompts`."""
-    groups = []
-    for prompt, completions in zip(
-        prompts, engine.generate(prompts, group, sampling, seed=seed), strict=True
-    ):
-        rewards, parts = weigh([completion.text for completion in completions], prompt.problem, weights)
-        groups.append(
-            Group(
-                problem=prompt.problem, prompt=prompt, completions=completions, rewards=rewards, parts=parts
+    """Draw `group` replies to each prompt and reward them. Groups in the order of `prompts`.
+
+    `weights`: those of built-in rewards, or a scorer (which may run the user's own); `seed`: (run's seed, step);
+    `draw`: the sampling phase, so that a problem met twice in a step gets other replies.
+    """
+    replies = engine.generate(prompts, group, sampling, seed=seed, draw=draw)
+    if isinstance(weights, Mapping):
+        scored = [
+            weigh([completion.text for completion in completions], prompt.problem, weights)
+            for prompt, completions in zip(prompts, replies, strict=True)
+        ]
+    else:
+        jobs = [
+            Job(
+                texts=tuple(completion.text for completion in completions),
+                problem=prompt.problem,
+                token_ids=tuple(tuple(map(int, completion.token_ids)) for completion in completions),
             )
-        )
-    return groups
+            for prompt, completions in zip(prompts, replies, strict=True)
+        ]
+        scored = [(scores.rewards, scores.parts) for scores in weights.weigh_all(jobs, step=seed[1])]
+    return [
+        Group(problem=prompt.problem, prompt=prompt, completions=completions, rewards=rewards, parts=parts)
+        for prompt, completions, (rewards, parts) in zip(prompts, replies, scored, strict=True)
+    ]
 
 
-def to_samples(groups: Sequence[Group], algorithm: Algorithm, longest: int) -> list[Sample]:
-    """One sample a completion, in order. `longest`: the generation budget (Dr. GRPO's denominator)."""
+def learned_rewards(group: Group, algorithm: Algorithm, longest: int) -> np.ndarray:
+    """float64 [G]: the rewards that advantages are made of, the length penalty included."""
+    lengths = np.array([len(completion.token_ids) for completion in group.completions])
+    return group.rewards + overlong_penalty(lengths, longest, algorithm.overlong)
+
+
+def has_signal(group: Group, algorithm: Algorithm, longest: int) -> bool:
+    """Whether the group's rewards differ, so that a baseline leaves something (NaN: not rewarded)."""
+    rewards = learned_rewards(group, algorithm, longest)
+    given = rewards[~np.isnan(rewards)]
+    return bool(len(given) and (given != given[0]).any())
+
+
+def to_samples(
+    groups: Sequence[Group],
+    algorithm: Algorithm,
+    longest: int,
+    *,
+    reference: Sequence[np.ndarray] | None = None,
+    recomputed: Sequence[np.ndarray] | None = None,
+    positions: Sequence[int] | None = None,
+    reduce: Reduce = alone,
+) -> list[Sample]:
+    """One sample a completion, in order.
+
+    `longest`: the generation budget (Dr. GRPO's denominator). `reference`, `recomputed`: float32 [T] for each
+    completion, log-probs of the reference policy and of the trainer's policy where the algorithm asks for them;
+    `positions`: each group's cursor (for replay). `reduce` adds counts over workers: denominators and batch
+    statistics are of all workers' groups.
+    """
     rows = [(g, completion) for g, group in enumerate(groups) for completion in group.completions]
-    masks = [np.ones(len(completion.token_ids), np.float32) for _, completion in rows]
-    weights = token_weights(masks, [g for g, _ in rows], algorithm, longest=longest)
-    advantages = np.concatenate([group_advantages(group.rewards, algorithm).numpy() for group in groups])
+    masks = [_mask(completion, algorithm) for _, completion in rows]
+    engine = [completion.log_probs for _, completion in rows]
+    old = engine if recomputed is None else recomputed
+    ids = [g for g, _ in rows]
+    weights = token_weights(
+        masks, ids, algorithm, longest=longest, total=totals(masks, ids).everywhere(reduce)
+    )
+    advantages = step_advantages(
+        [learned_rewards(group, algorithm, longest) for group in groups],
+        masks,
+        algorithm,
+        kl=None if reference is None else _kl(old, reference, algorithm),
+        reduce=reduce,
+    )
+    correction = None
+    if algorithm.correction != "none":
+        assert recomputed is not None, "the correction compares the engine's log-probs with the trainer's"
+        correction = importance_correction(recomputed, engine, algorithm)
     return [
         Sample(
             sampled_prompt=groups[g].prompt,
             trained_prompt=groups[g].prompt,
             token_ids=completion.token_ids,
-            old_log_probs=completion.log_probs,
-            weights=weight,
-            advantage=np.full(len(completion.token_ids), advantage, np.float32),
+            old_log_probs=old[i],
+            weights=weights[i],
+            advantage=advantages[i].astype(np.float32),
             group=g,
+            reference_log_probs=None if reference is None else reference[i],
+            correction=None if correction is None else correction[i],
+            policy_version=completion.policy_version,
+            position=None if positions is None else positions[g],
         )
-        for (g, completion), weight, advantage in zip(rows, weights, advantages, strict=True)
+        for i, (g, completion) in enumerate(rows)
     ]
+
+
+def _mask(completion: Completion, algorithm: Algorithm) -> np.ndarray:
+    cut = algorithm.mask_truncated and completion.stop == "length"
+    return np.full(len(completion.token_ids), 0.0 if cut else 1.0, np.float32)
+
+
+def _kl(
+    log_probs: Sequence[np.ndarray], reference: Sequence[np.ndarray], algorithm: Algorithm
+) -> list[np.ndarray]:
+    """float64 [T] of each row, in float64 because a sum over a reply is taken."""
+    pairs = zip(log_probs, reference, strict=True)
+    wide = [(torch.from_numpy(a).double(), torch.from_numpy(b).double()) for a, b in pairs]
+    return [kl_estimates(ours, theirs, algorithm.kl).numpy() for ours, theirs in wide]
+
+
+def reweigh(
+    samples: Sequence[Sample], algorithm: Algorithm, longest: int, reduce: Reduce = alone
+) -> list[Sample]:
+    """The samples with the loss weights of a mini-batch of their own."""
+    masks = [(sample.weights > 0).astype(np.float32) for sample in samples]
+    ids = [sample.group for sample in samples]
+    total = totals(masks, ids).everywhere(reduce)
+    weights = token_weights(masks, ids, algorithm, longest=longest, total=total)
+    return [replace(sample, weights=weight) for sample, weight in zip(samples, weights, strict=True)]
+
+
+def minibatches(
+    samples: Sequence[Sample],
+    algorithm: Algorithm,
+    longest: int,
+    prompts_per_update: int | None,
+    reduce: Reduce = alone,
+) -> list[list[Sample]]:
+    """The samples of a rollout in mini-batches of so many groups, in order, each with denominators of its own.
+
+    None, or no more groups than that: one mini-batch. Advantages stay those of the whole rollout.
+    """
+    groups = list(dict.fromkeys(sample.group for sample in samples))
+    per = prompts_per_update or max(1, len(groups))
+    if per >= len(groups):
+        return [list(samples)]
+    batches = []
+    for start in range(0, len(groups), per):
+        chosen = set(groups[start : start + per])
+        batches.append(reweigh([s for s in samples if s.group in chosen], algorithm, longest, reduce))
+    return batches
+
+
+def fill(
+    samples: Sequence[Sample],
+    stored: Sequence[tuple[Stored, Prompt]],
+    algorithm: Algorithm,
+    longest: int,
+    reduce: Reduce = alone,
+) -> list[Sample]:
+    """Replayed completions in the place of the first rows without signal, one each; the rest is as it was.
+
+    A replayed row counts as the row that it replaces: P and G stay, the token mean counts its tokens.
+    """
+    waiting = list(stored)
+    filled = []
+    for sample in samples:
+        if not waiting or bool((sample.weights * sample.advantage).any()):
+            filled.append(sample)
+            continue
+        one, prompt = waiting.pop(0)
+        filled.append(
+            Sample(
+                sampled_prompt=prompt,
+                trained_prompt=prompt,
+                token_ids=one.token_ids,
+                old_log_probs=one.old_log_probs,
+                weights=np.ones(len(one.token_ids), np.float32),
+                advantage=one.advantage,
+                group=sample.group,
+                reference_log_probs=one.reference_log_probs,
+                policy_version=one.policy_version,
+                position=one.position,
+                replayed=True,
+            )
+        )
+    return reweigh(filled, algorithm, longest, reduce)
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -172,13 +329,16 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
     `entropy` is the mean over sampled tokens of -log p(token), an unbiased estimate of the mean per-token
     entropy of the sampling distribution, in nats. `groups_skipped`: groups whose rewards are all equal.
+    `reward_std`: mean over groups of their sample standard deviation. A reward that is NaN was not given and is in
+    no mean.
     """
     completions = [completion for group in groups for completion in group.completions]
     log_probs = np.concatenate([completion.log_probs for completion in completions])
     right = [correct(completion.text, group.problem) for group in groups for completion in group.completions]
-    metrics = {"reward_mean": float(np.mean([group.rewards for group in groups]))}
-    for name in groups[0].parts:
-        metrics[f"reward/{name}"] = float(np.mean([group.parts[name] for group in groups]))
+    metrics = {"reward_mean": _mean([group.rewards for group in groups])}
+    metrics["reward_std"] = float(np.mean([_std(group.rewards) for group in groups]))
+    for name in dict.fromkeys(name for group in groups for name in group.parts):
+        metrics[f"reward/{name}"] = _mean([group.parts[name] for group in groups if name in group.parts])
     return metrics | {
         "accuracy": float(np.mean(right)),
         "entropy": float(-log_probs.mean(dtype=np.float64)),
@@ -187,6 +347,18 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "groups_skipped": sum(bool((group.rewards == group.rewards[0]).all()) for group in groups),
         "tokens": len(log_probs),
     }
+
+
+def _mean(parts: Sequence[np.ndarray]) -> float:
+    """Of what is not NaN; 0 where nothing is."""
+    values = np.concatenate(list(parts))
+    given = values[~np.isnan(values)]
+    return float(given.mean()) if len(given) else 0.0
+
+
+def _std(rewards: np.ndarray) -> float:
+    given = rewards[~np.isnan(rewards)]
+    return float(given.std(ddof=1)) if len(given) > 1 else 0.0
 
 
 def shown(group: Group, advantages: np.ndarray, pictures: list[str]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Everything is frozen, keyword-only and slotted; nothing here computes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -145,6 +145,16 @@ class Sample:
     """float32 [T], per-token advantage (constant along a completion in GRPO)."""
     group: int
     """Index of the group in the step."""
+    reference_log_probs: np.ndarray | None = None
+    """float32 [T], of the reference policy; None where the algorithm has none."""
+    correction: np.ndarray | None = None
+    """float32 [T], importance weight of the policy gradient where the engine's log-probs differ; None: 1."""
+    policy_version: int = 0
+    """How many updates the policy that sampled it had seen."""
+    position: int | None = None
+    """Cursor of the task with which its problem was taken, so that the prompt can be made again."""
+    replayed: bool = False
+    """Whether it comes from an earlier step: its old log-probs are then never recomputed."""
 
 
 class Reward(Protocol):
@@ -174,6 +184,60 @@ class Task(Protocol):
 
     def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
         """The next `n` problems and the next cursor. Problem i depends on (seed, i) alone."""
+        ...
+
+
+class LossTerm(Protocol):
+    """Something added to the policy gradient: weights on its tokens, or an extra loss on named forward variants.
+
+    A `view` is a `fovea.algorithms.TokenView` and a tensor a `torch.Tensor` [N] (Any: no torch here).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Forward variants on which `loss` is added: "trained" is the prompt that is trained, others are made by the
+        update's table of variants (a masked picture, for example)."""
+        ...
+
+    @property
+    def picks(self) -> bool:
+        """Whether `pick` must see the whole mini-batch before its first pass (one more forward, no gradient)."""
+        ...
+
+    @property
+    def weighs(self) -> bool:
+        """Whether what `pick` returns multiplies the tokens' weights in the policy gradient."""
+        ...
+
+    def pick(self, view: Any) -> Any:
+        """A number for every token of the mini-batch, [N]."""
+        ...
+
+    def loss(self, variant: str, view: Any) -> Any:
+        """An extra loss [] of one pass's tokens under `variant`, additive over tokens; or None."""
+        ...
+
+
+class Replay(Protocol):
+    """Keeps samples for later steps. Deterministic; its state goes into checkpoints."""
+
+    def add(self, samples: Sequence[Sample], step: int) -> None:
+        """Offer a step's own samples."""
+        ...
+
+    def draw(self, n: int, *, seed: tuple[int, int]) -> list[Any]:
+        """At most `n` kept ones (`fovea.algorithms.Stored`). `seed`: (run's seed, step)."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON in which NumPy arrays may stand."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what `state` was taken of."""
         ...
 
 

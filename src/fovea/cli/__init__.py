@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fovea.cli.exporting import export
 from fovea.cli.filtering import filter_data
 from fovea.cli.machine import bench, doctor, zoo_build, zoo_card
 from fovea.cli.measuring import evaluate, score
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "recipes": recipes,
     "tasks": {"list": tasks_list, "show": tasks_show, "check": tasks_check},
     "study": study,
+    "export": export,
     "report": report,
     "view": report,
     "bench": bench,
@@ -109,6 +111,8 @@ def _failure(error: Exception) -> int:
         error, "format_message"
     ):  # every usage error of typer: unknown option, missing argument, bad value
         return _complain(f"{error.format_message().rstrip('.')}; see `fovea --help`.", 2)
+    if isinstance(error, RunFailed) and hasattr(error, "signal"):  # asked to stop, and saved
+        return _complain(str(error), 128 + error.signal)
     if isinstance(error, RunFailed):
         return _complain(f"{error} (fovea --debug … shows the trace.)", 1)
     return _complain(f"Unexpected {type(error).__name__}: {error} (fovea --debug … shows the trace.)", 1)

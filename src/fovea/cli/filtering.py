@@ -61,7 +61,7 @@ def _filter(
 ) -> dict[str, Any]:
     still_libraries(run)
     from fovea.filtering import filter_problems
-    from fovea.training.setup import at_most, open_for_filter
+    from fovea.training.problems import at_most, open_for_filter
     from fovea.types import Sampling
 
     policy, engine, task, instruction = open_for_filter(run)

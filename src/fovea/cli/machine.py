@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,22 +34,110 @@ def bench(
     memory: Annotated[
         bool, typer.Option("--memory", help="Measure peak memory of long replies instead.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(help="trl: whole steps beside TRL's GRPOTrainer.", show_default=False),
+    ] = None,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="With --against: over G = 2 to 32 and R = 16 to 512.")
+    ] = False,
+    image_tokens: Annotated[
+        str | None, typer.Option(help="Picture sizes, e.g. 64,256,1024.", show_default=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted repeats of each side.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="With --against: no case begins after so many CPU seconds.")
+    ] = 3600,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --against: a JSON file of records; one that exists is continued.", show_default=False
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --against: draw the records as SVG.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure the shared prefix against the plain repeated way on this machine."""
+    """Measure the shared prefix against the plain repeated way, or whole steps against TRL, on this machine."""
     from fovea import bench as benches
+    from fovea.types import UserError
 
-    rows = benches.bench_memory() if memory else benches.bench(phase) if phase else benches.bench()
+    def told(row: dict[str, Any]) -> None:
+        if not json:
+            print_text(_one_line(row))
+
+    sizes = _whole_numbers("--image-tokens", image_tokens)
+    rows: list[dict[str, Any]]
+    if against is not None:
+        if against != "trl":
+            raise UserError(f"There is nothing called {against!r} to measure against; known: trl.")
+        if phase and phase != ["step"]:
+            raise UserError(f"Against TRL whole steps are measured, not {phase[0]!r}; leave --phase away.")
+        rows = _against_trl(sizes, curves, memory, repeats, seconds, out, told)
+    elif curves or out is not None or plot is not None:
+        raise UserError("--curves, --out and --plot belong to --against trl; add it.")
+    elif memory:
+        rows = [benches.bench_memory()]
+        told(rows[0])
+    else:
+        rows = benches.bench(
+            phase or ("rollout", "update"), image_tokens=sizes or (64, 256, 1024), repeats=repeats
+        )
+        for row in rows:
+            told(row)
+    if plot is not None:
+        plot.write_text(benches.curves_svg(rows), encoding="utf-8")
     if json:
         print_json(rows)
-        return
-    for row in rows if isinstance(rows, list) else [rows]:
-        print_text(
-            "  ".join(
-                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in row.items()
-            )
+
+
+def _against_trl(
+    sizes: list[int] | None,
+    curves: bool,
+    memory: bool,
+    repeats: int,
+    seconds: float,
+    out: Path | None,
+    told: Callable[[dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    from fovea import bench as benches
+
+    if curves:
+        if sizes is not None and len(sizes) > 1:
+            from fovea.types import UserError
+
+            raise UserError(f"The curves are drawn at one picture size, not at {len(sizes)}; give one.")
+        work = benches.Work(image_tokens=sizes[0]) if sizes else None
+        return benches.bench_curves(work=work, repeats=repeats, seconds=seconds, out=out, told=told)
+    return benches.bench_against_trl(
+        image_tokens=sizes or benches.IMAGE_TOKENS,
+        repeats=repeats,
+        seconds=seconds,
+        memory=memory,
+        out=out,
+        told=told,
+    )
+
+
+def _whole_numbers(option: str, text: str | None) -> list[int] | None:
+    """The numbers of "64,256"; None for no text."""
+    from fovea.types import UserError
+
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(
+            f"{option} {text!r} is not a list of whole numbers above 0; write for example 64,256."
         )
+    return [int(part) for part in parts]
+
+
+def _one_line(row: dict[str, Any]) -> str:
+    return "  ".join(
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+    )
 
 
 def zoo_build(

@@ -53,6 +53,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure a model on held-out problems: accuracy, and whether it looks at the picture."""
+    from fovea.api import as_overrides
     from fovea.types import UserError
 
     if task is not None and data is not None:
@@ -64,7 +65,7 @@ def evaluate(
     named = {"task": task, "evaluation.split": split, "evaluation.n": n, "seed": seed,
              "evaluation.samples": samples, "sampling.temperature": temperature,
              "data": data, "images": images}  # fmt: skip
-    changes = [*overrides, *_as_overrides({k: v for k, v in named.items() if v is not None})]
+    changes = [*overrides, *as_overrides({k: v for k, v in named.items() if v is not None})]
     record = _measure(model_or_run, changes, against, out)
     if json:
         print_json(record)
@@ -84,6 +85,7 @@ def evaluate(
 
 def _measure(model_or_run: str, changes: list[str], against: str | None, out: Path | None) -> dict[str, Any]:
     """The record of one model, with `comparison` if there is another one; outcomes are written to `out`."""
+    from fovea.api import run_to_evaluate
     from fovea.models.policy import find_model
     from fovea.outcomes import check_outcomes_file, compare, read_outcomes, summarize, write_outcomes
     from fovea.types import UserError
@@ -106,7 +108,7 @@ def _measure(model_or_run: str, changes: list[str], against: str | None, out: Pa
         outcomes = read_outcomes(model_or_run)
         record = {"model": model_or_run, "task": None, "split": None} | summarize(outcomes, 0)
     else:
-        run = _run_to_evaluate(model_or_run, changes)
+        run = run_to_evaluate(model_or_run, changes)
         if against is not None and others is None:
             other = _same_problems(run, against, changes)
             find_model(other.model, other.download)  # not after the first model's hour
@@ -127,31 +129,15 @@ def _is_outcomes(name: str) -> bool:
 
 def _evaluate(run: Run) -> tuple[dict[str, Any], list[Outcome]]:
     still_libraries(run)
-    from fovea.evaluation import evaluate as measure
-    from fovea.training.setup import at_most, open_for_evaluation
+    from fovea.api import measure
 
-    policy, engine, task, instruction = open_for_evaluation(run)
-    section, sampling = run.evaluation, run.sampling
-    outcomes: list[Outcome] = []
-    record = measure(
-        policy,
-        engine,
-        task,
-        at_most(section.n, task),
-        seed=run.seed,
-        max_new_tokens=sampling.max_new_tokens,
-        instruction=instruction,
-        samples=section.samples,
-        temperature=sampling.temperature,
-        rewards=list(run.rewards) or None,
-        outcomes=outcomes,
-    )
-    split = section.split if run.data is None else "all lines"
-    return {"model": run.model, "split": split, "seed": run.seed} | record, outcomes
+    return measure(run)
 
 
 def _same_problems(run: Run, against: str, changes: list[str]) -> Run:
     """The other model on the problems of `run`; a run is asked in its own way, a model in the way of `run`."""
+    from fovea.api import as_overrides, run_to_evaluate
+
     section = run.evaluation
     problems: dict[str, Any] = {"task": run.task, "data": run.data, "images": run.images, "seed": run.seed,
                 "evaluation.split": section.split, "evaluation.n": section.n,
@@ -161,44 +147,7 @@ def _same_problems(run: Run, against: str, changes: list[str]) -> Run:
                      "download": run.download, "threads": run.threads,
                      "sampling.max_new_tokens": run.sampling.max_new_tokens,
                      "sampling.temperature": run.sampling.temperature}  # fmt: skip
-    return _run_to_evaluate(against, [*changes, *_as_overrides(problems)])
-
-
-def _as_overrides(values: dict[str, Any]) -> list[str]:
-    """`key=value` for each; JSON is YAML, so a path with a colon stays one text."""
-    from fovea.runlog import to_json
-
-    return [f"{key}={to_json(value)}" for key, value in values.items()]
-
-
-def _run_to_evaluate(model_or_run: str, changes: list[str]) -> Run:
-    """The run whose held-out problems are measured: a run folder's own recipe, or the defaults, changed."""
-    from pydantic import ValidationError
-
-    from fovea.config import Run, apply_override, explain
-    from fovea.runlog import newest_model, read_run
-    from fovea.types import UserError
-
-    values: dict[str, Any] = {"recipe": "evaluate", "model": model_or_run}
-    trained_on = None
-    if (Path(model_or_run) / "run.json").is_file():
-        values = read_run(model_or_run)["run"]["run"] | {"model": str(newest_model(model_or_run))}
-        # The problems that the run itself was measured on are the same whatever its seed.
-        values["seed"] = 0
-        # Never measure on the lines that were trained on: only a separate file is known to be held out.
-        trained_on, values["data"] = values["data"], values["validation_data"]
-    if any(change.startswith(("task=", "data=")) for change in changes):
-        values["rewards"] = {}  # of the run's own kind of answer
-    for change in changes:
-        apply_override(values, change)
-    if trained_on and values["data"] is None and not any(change.startswith("task=") for change in changes):
-        raise UserError(
-            f"{model_or_run} was trained on {trained_on}; name held-out problems with --data or --task."
-        )
-    try:
-        return Run.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, "evaluate")) from None
+    return run_to_evaluate(against, [*changes, *as_overrides(problems)])
 
 
 def score(

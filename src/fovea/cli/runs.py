@@ -14,11 +14,36 @@ if TYPE_CHECKING:
     from fovea.config import Run
 
 
-def train(recipe: Recipe, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume", metavar="RUN_DIR", help="Go on with an unfinished run from its newest checkpoint."
+    ),
+]
+MaybeRecipe = Annotated[
+    str | None,
+    typer.Argument(help="A name from `fovea recipes` or the path of a .yaml file.", show_default=False),
+]
+
+
+def train(
+    recipe: MaybeRecipe = None,
+    overrides: Overrides = None,
+    resume: Resume = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Train a model by a recipe: fovea train quickstart steps=20 seed=1"""
     from fovea.config import load_run
+    from fovea.types import UserError
 
-    _train(load_run(recipe, overrides), json, quiet)
+    if resume is not None:
+        given = [*([recipe] if recipe else []), *(overrides or [])]
+        _train(_unfinished(resume, given), json, quiet, resume=True)
+    elif recipe is None:
+        raise UserError("Name a recipe (`fovea recipes` lists them), or a run with --resume RUN_DIR.")
+    else:
+        _train(load_run(recipe, overrides), json, quiet)
 
 
 def sft(recipe: Recipe, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
@@ -28,7 +53,22 @@ def sft(recipe: Recipe, overrides: Overrides = None, json: Json = False, quiet: 
     _train(load_run(recipe, ["method=sft", *(overrides or [])]), json, quiet)
 
 
-def _train(run: Run, json: bool, quiet: bool) -> None:
+def _unfinished(folder: str, given: list[str]) -> Run:
+    from pathlib import Path
+
+    from fovea.config import RECIPES
+    from fovea.training.resume import read_unfinished
+    from fovea.types import UserError
+
+    first = given[0] if given else ""
+    if first and "=" not in first:
+        is_recipe = (RECIPES / f"{first}.yaml").is_file() or Path(first).suffix in (".yaml", ".yml")
+        why = "the run has its recipe" if is_recipe else f"{first!r} is not KEY=VALUE"
+        raise UserError(f"With --resume no recipe is named ({why}): fovea train --resume {folder}")
+    return read_unfinished(folder, given)
+
+
+def _train(run: Run, json: bool, quiet: bool, resume: bool = False) -> None:
     from rich.console import Console
 
     from fovea.runlog import run_folder
@@ -42,7 +82,7 @@ def _train(run: Run, json: bool, quiet: bool) -> None:
 
         still_libraries(run)
         try:
-            result = do(run, observers=(display,))
+            result = do(run, observers=(display,), resume=resume)
         except BaseException:
             if display.history:  # an interrupted run has a page, too
                 write_report(run_folder(run))

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fovea.models.adapter import Prompt
+from fovea.models.adapter import Prompt, run_text
 from fovea.models.decoding import DecodePlan, slots
 from fovea.models.head import sampling_logits
 from fovea.models.policy import Policy
-from fovea.models.shared_prefix import Prefix, prefill
+from fovea.models.recurrent import take, token_rows
+from fovea.models.shared_prefix import Prefix, prefill, together
 from fovea.types import Completion, Sampling
 
 # Rows leave once so large a share of the batch is finished: a compaction copies the keys, a finished row
@@ -55,21 +56,14 @@ class SharedPrefillEngine:
         """`group` completions for each prompt, in order; log-probs are of the `Sampling` distribution."""
         done: list[tuple[Completion, ...]] = []
         with torch.no_grad():
-            for together in self._batches(prompts, group):
-                done.extend(_generate(self._policy, together, group, sampling, (*seed, draw)))
+            for some in self._batches(prompts, group):
+                done.extend(_generate(self._policy, some, group, sampling, (*seed, draw)))
         return done
 
     def _batches(self, prompts: Sequence[Prompt], group: int) -> list[list[Prompt]]:
-        batches: list[list[Prompt]] = []
-        tokens = 0
-        for prompt in prompts:
-            tokens += len(prompt.token_ids)
-            full = batches and (len(batches[-1]) + 1) * group > self._rows
-            if not batches or full or tokens > self._prefix_tokens:
-                batches.append([])
-                tokens = len(prompt.token_ids)
-            batches[-1].append(prompt)
-        return batches
+        lengths = [len(prompt.token_ids) for prompt in prompts]
+        rows, padded = max(1, self._rows // group), self._policy.family.recurrent
+        return [list(prompts[a:b]) for a, b in together(lengths, self._prefix_tokens, padded, rows)]
 
 
 # ---------------------------------------------------------------- the decode loop
@@ -89,7 +83,7 @@ def _generate(
     start = torch.tensor([prompts[i].next_position for i, _ in rows], device=device)
     bans = torch.tensor(policy.bans(sampling), device=device)
     ends = torch.tensor(policy.eos_ids, device=device)
-    text, head, embed = family.text_model(model), family.lm_head(model), model.get_input_embeddings()
+    head, embed, axes = family.lm_head(model), model.get_input_embeddings(), len(prompts[0].positions)
 
     said: list[tuple[Tensor, Tensor, Tensor]] = []
     live = torch.arange(len(rows), device=device)
@@ -111,15 +105,11 @@ def _generate(
             plan.keep(stay, [row_prompt[i] for i in kept])
             row_prompt = _renumber([row_prompt[i] for i in kept])
             finished = torch.zeros(len(live), dtype=torch.bool, device=device)
-        if plan.step == plan.own_keys[0].shape[2]:
+        if plan.full:
             plan.reserve(min(2 * plan.step, sampling.max_new_tokens))
-        hidden = text(
-            inputs_embeds=embed(tokens)[None],
-            position_ids=(start + step).expand(3, 1, -1),
-            use_cache=False,
-            shared_prefix=plan,
-        ).last_hidden_state[0]
-        plan.step += 1
+        positions = (start + step).expand(axes, -1)
+        hidden = run_text(family, model, {"inputs_embeds": embed(tokens)[None]}, positions, plan)
+        plan.next_token()
     return _completions(policy, prompts, rows, said)
 
 
@@ -130,31 +120,27 @@ def _renumber(row_prompt: Sequence[int]) -> list[int]:
 
 def decode_plan(prefix: Prefix, row_prompt: Sequence[int], capacity: int) -> DecodePlan:
     """The key/value store for rows (ascending by prompt) with room for `capacity` own tokens."""
-    lengths = [keys.shape[2] for keys in prefix.keys[0]]
-    example = prefix.keys[0][0]
-    longest, device = max(lengths), example.device
-    mask = None
-    if min(lengths) < longest:
-        beyond = torch.arange(longest, device=device) >= torch.tensor(lengths, device=device)[:, None]
-        mask = torch.zeros(beyond.shape, dtype=example.dtype, device=device).masked_fill_(beyond, -torch.inf)
-        mask = mask[:, None, None]
+    layers = list(prefix.keys)
+    lengths = [keys.shape[2] for keys in prefix.keys[layers[0]]]
+    longest, device = max(lengths), prefix.last_hidden.device
 
-    def padded(layer: Sequence[Tensor]) -> Tensor:
-        return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[2])) for x in layer])
+    def padded(each: Sequence[Tensor]) -> Tensor:
+        return torch.cat([torch.nn.functional.pad(x, (0, 0, 0, longest - x.shape[2])) for x in each])
 
-    def room() -> list[Tensor]:
-        shape = (len(row_prompt), example.shape[1], capacity, example.shape[3])
-        return [example.new_empty(shape) for _ in prefix.keys]
+    def room(example: Tensor) -> Tensor:
+        return example.new_empty(len(row_prompt), example.shape[1], capacity, example.shape[3])
 
     slot, width = slots(row_prompt, device)
+    states = take(prefix.states, torch.tensor(row_prompt, device=device))
     return DecodePlan(
-        prefix_keys=[padded(layer) for layer in prefix.keys],
-        prefix_values=[padded(layer) for layer in prefix.values],
-        prefix_mask=mask,
-        own_keys=room(),
-        own_values=room(),
+        prefix_keys={layer: padded(prefix.keys[layer]) for layer in layers},
+        prefix_values={layer: padded(prefix.values[layer]) for layer in layers},
+        prefix_lengths=torch.tensor(lengths),
+        own_keys={layer: room(prefix.keys[layer][0]) for layer in layers},
+        own_values={layer: room(prefix.values[layer][0]) for layer in layers},
         slot=slot,
         width=width,
+        recurrence=token_rows(states) if states else None,
     )
 
 

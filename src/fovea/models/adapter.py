@@ -1,15 +1,15 @@
 """What a model family is to Fovea: a `Family`, a frozen value of functions, one file a family.
 
-`FAMILIES` in `fovea.models` is the one dict of them. What families share lives here: `Prompt`, the call of
-the processor, M-RoPE positions (the one place where they are made) and box frames. Nothing is patched:
-everything goes through public methods of the Hugging Face classes.
+`FAMILIES` in `fovea.models` is the one dict of them. What families share lives here: `Prompt`, its pictures'
+tensors, the call of the language model on packed tokens, and box frames; the chat template is in `rendering.py`,
+what only the Qwen towers share in `qwen_vision.py`. Nothing is patched: everything goes through public methods of
+the Hugging Face classes.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,24 @@ from PIL import Image
 from torch import Tensor
 
 from fovea.boxes import convert, convert_answer, fill, unmarked
-from fovea.models.attention import segments_of
+from fovea.models.attention import Plan
+from fovea.models.resolution import one_size
 from fovea.types import BoxFrame, Problem, UserError, picture_sizes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pictures:
+    """What the processor made of a prompt's pictures, in their order. All empty without pictures."""
+
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors, each concatenable along dim 0 over pictures, patches or tiles. The pixels are "pixel_values"."""
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """For every key of `media`, how many of its rows belong to each picture."""
+    tokens: tuple[int, ...] = ()
+    """Image tokens of each picture: rows of `ImageFeatures.features`."""
+    resized: tuple[tuple[int, int], ...] = ()
+    """(width, height) of each picture after the processor's resize, in pixels (of the picture itself where a
+    family cuts it into tiles)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -31,17 +47,19 @@ class Prompt:
     token_ids: Tensor
     """[P] long, image placeholders expanded."""
     positions: Tensor
-    """[3, P] long: temporal, height and width rows of M-RoPE."""
+    """[R, P] long: temporal, height and width rows of M-RoPE (R = 3), or the place (R = 1)."""
     next_position: int
-    """Position (all three rows) of the first completion token."""
-    pixel_values: Tensor | None
-    """[patches, patch dim] float, all pictures in order; None without pictures."""
-    grids: Tensor
-    """[pictures, 3] long: time, height and width in patches."""
+    """Position (all rows) of the first completion token."""
     image_mask: Tensor
-    """[P] bool: where a picture's features go."""
+    """[P] bool: where the pictures' features go."""
+    media: Mapping[str, Tensor] = field(default_factory=dict)
+    """As `Pictures.media`; empty without pictures."""
+    picture_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """As `Pictures.rows`."""
+    picture_tokens: tuple[int, ...] = ()
+    """As `Pictures.tokens`."""
     resized: tuple[tuple[int, int], ...] = ()
-    """(width, height) of each picture after the processor's resize, in pixels."""
+    """As `Pictures.resized`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,20 +68,18 @@ class Rendered:
 
     token_ids: Tensor
     """[P] long."""
-    token_types: Tensor
-    """[P] long: 0 text, 1 image."""
-    pixel_values: Tensor | None
-    """[patches, patch dim] float."""
-    grids: Tensor
-    """[pictures, 3] long."""
+    image_mask: Tensor
+    """[P] bool: image tokens that the processor placed."""
+    pictures: Pictures
+    """The pictures' tensors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFeatures:
-    """What the vision tower says about packed pictures."""
+    """What the vision tower and its projector say about pictures, ready for the language model."""
 
     features: Tensor
-    """[image tokens, width], one per merged patch."""
+    """[image tokens, width], all pictures in order."""
     deepstack: tuple[Tensor, ...] = ()
     """Per early text layer [image tokens, width], added after it (Qwen3-VL; empty elsewhere)."""
 
@@ -83,11 +99,9 @@ class Family:
     media_ids: Callable[[Any], tuple[int, ...]]
     """(config) -> token ids that stand for pictures and are never sampled."""
     positions: Callable[[Any, Rendered], Tensor]
-    """(model, rendered) -> [3, P] long."""
-    resized: Callable[[Any, Tensor], tuple[int, int]]
-    """(config, one picture's grid [3]) -> (width, height) in pixels after the processor's resize."""
-    encode_images: Callable[[Any, Tensor, Tensor], ImageFeatures]
-    """(model, pixel_values [patches, dim], grids [pictures, 3]) -> features; every picture once."""
+    """(model, rendered) -> [R, P] long."""
+    encode_images: Callable[[Any, Mapping[str, Tensor]], ImageFeatures]
+    """(model, media of any number of pictures) -> features; every picture by itself, once."""
     place: Callable[[Any, Tensor, Tensor, ImageFeatures | None], dict[str, Any]]
     """(model, token_ids [1, N], image_mask [1, N], features) -> keywords of the text model's forward."""
     text_model: Callable[[Any], Any]
@@ -95,150 +109,91 @@ class Family:
     lm_head: Callable[[Any], torch.nn.Linear]
     """(model) -> hidden states to logits."""
     freeze: Mapping[str, tuple[str, ...]]
-    """Part ("vision", "text") -> prefixes of the parameter names that belong to it."""
+    """Part ("vision", "projector", "text") -> prefixes of the parameter names that belong to it."""
+    cap: Callable[[Any, Any, int | None, int | None], None] = one_size
+    """(config, processor, min_pixels, max_pixels): puts caps on the size of pictures into both, in place."""
+    picture_blocks: bool = False
+    """The tokens of a picture see all of each other in the language model (Gemma 3)."""
+    recurrent_layers: Callable[[Any], Sequence[torch.nn.Module]] | None = None
+    """(model) -> its recurrent layers, in a family that has such (`recurrent.py`)."""
+
+    @property
+    def recurrent(self) -> bool:
+        """The language model has layers whose rows must be laid out side by side."""
+        return self.recurrent_layers is not None
 
 
-# Stands for the user's text while the template and the processor do their work; no text holds private-use
-# characters in this order, and if one does nothing happens: the user's text is put in afterwards.
-STAND_IN = "\ue0f0\ue0f1"
+# ---------------------------------------------------------------- pictures
 
 
-def render_chat(processor: Any, images: Sequence[Image.Image], text: str) -> Rendered:
-    """One user turn, pictures before the text, through the processor's chat template; placed once, by it.
-
-    Special tokens in `text` ("<|im_end|>", "<|image_pad|>") become ordinary text: the template and the processor
-    never see the text, only `STAND_IN`, in whose place its tokens are put. For a text without special tokens the
-    result is what the processor itself gives. Raises UserError where the tokenizer cannot do that.
-    """
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in images]
-    content.append({"type": "text", "text": STAND_IN})
-    chat = [{"role": "user", "content": content}]
-    rendered = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    pictures = [image.convert("RGB") for image in images]
-    try:
-        out = processor(text=[rendered], images=pictures or None, return_tensors="pt", verbose=False)
-    except ValueError as error:  # sides that differ more than the family's resize can handle
-        raise UserError(
-            f"the model's processor refuses the pictures ({error}); cut or leave them out."
-        ) from error
-    if pictures and "mm_token_type_ids" not in out:
-        raise UserError(
-            "The model's processor gives no mm_token_type_ids, without which M-RoPE is wrong; update it."
-        )
-    before, middle, after = _put_in(processor.tokenizer, out["input_ids"][0].tolist(), text)
-    token_ids = torch.tensor([*before, *middle, *after])
-    token_types = torch.zeros_like(token_ids)
-    if pictures:
-        given = out["mm_token_type_ids"][0].long()
-        token_types[: len(before)] = given[: len(before)]
-        token_types[len(before) + len(middle) :] = given[len(given) - len(after) :]
-    return Rendered(
-        token_ids=token_ids,
-        token_types=token_types,
-        pixel_values=out["pixel_values"] if pictures else None,
-        grids=out["image_grid_thw"].long() if pictures else torch.zeros(0, 3, dtype=torch.long),
-    )
+def split_media(prompt: Prompt) -> list[dict[str, Tensor]]:
+    """The media of each picture of a prompt by itself: views, what `encode_images` takes."""
+    cut = {key: prompt.media[key].split(list(rows)) for key, rows in prompt.picture_rows.items()}
+    return [{key: cut[key][i] for key in cut} for i in range(len(prompt.picture_tokens))]
 
 
-def _put_in(tokenizer: Any, ids: list[int], text: str) -> tuple[list[int], list[int], list[int]]:
-    """The tokens before, around and after the user's text, which takes the place of `STAND_IN`.
-
-    A tokenizer cuts at special tokens before anything else, so the stretch between the two special tokens around
-    the text (in Qwen's template "user\\n" + text, or the text alone behind a picture) is tokenized by itself, and
-    can be tokenized again with another text.
-    """
-    special = special_ids(tokenizer)
-    edges = [-1, *(i for i, token in enumerate(ids) if token in special), len(ids)]
-    for left, right in itertools.pairwise(edges):
-        if right == left + 1:  # between two tokens of a picture
-            continue
-        stretch = tokenizer.decode(
-            ids[left + 1 : right], skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        if stretch.count(STAND_IN) == 1:
-            middle = tokenize_plain(tokenizer, stretch.replace(STAND_IN, text))
-            return ids[: left + 1], middle, ids[right:]
-    raise UserError(
-        "The model's tokenizer or chat template changes private-use characters, so the question cannot be kept "
-        "apart from the template; use a byte-level tokenizer."
-    )
+def join_media(parts: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """Media of several pictures or prompts as one, on `device`. All have the same keys; empty ones are left out."""
+    filled = [part for part in parts if part]
+    return {
+        key: torch.cat([part[key] for part in filled]).to(device) for key in (filled[0] if filled else ())
+    }
 
 
-def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokenizer's special tokens: turns, pictures, end of text."""
-    return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-
-def tokenize_plain(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a text in which special tokens are nothing special: decoded they give the same characters.
-
-    Raises UserError for text that is not Unicode (half a surrogate pair), and where the tokenizer has no such mode.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"The text {text[:60]!a} holds half of a surrogate pair at character {error.start}, which is not "
-            "Unicode; remove it."
-        ) from None
-    tokens: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-        "input_ids"
+def split_features(images: ImageFeatures, tokens: Sequence[int]) -> list[ImageFeatures]:
+    """The features of each picture, `tokens` long: views."""
+    sizes = list(tokens)
+    deep = [layer.split(sizes) for layer in images.deepstack]
+    return [
+        ImageFeatures(features=part, deepstack=tuple(layer[i] for layer in deep))
+        for i, part in enumerate(images.features.split(sizes))
     ]
-    merged = special_ids(tokenizer).intersection(tokens)
-    if merged:
-        name = tokenizer.convert_ids_to_tokens(min(merged))
-        raise UserError(
-            f"The text {text[:60]!r} contains {name!r}, which this model's tokenizer cannot read as plain text; "
-            "remove it."
-        )
-    return tokens
 
 
-def mrope_positions(inner: Any, rendered: Rendered) -> Tensor:
-    """[3, P] long M-RoPE positions by the model's own rule (`get_rope_index`, which keeps no state)."""
-    if len(rendered.grids) == 0:
-        return torch.arange(len(rendered.token_ids)).expand(3, -1)
-    positions, _ = inner.get_rope_index(
-        rendered.token_ids[None], mm_token_type_ids=rendered.token_types[None], image_grid_thw=rendered.grids
+def join_features(parts: Sequence[ImageFeatures]) -> ImageFeatures:
+    """The inverse of `split_features`; at least one part."""
+    return ImageFeatures(
+        features=torch.cat([part.features for part in parts]),
+        deepstack=tuple(
+            torch.cat(layers) for layers in zip(*(part.deepstack for part in parts), strict=True)
+        ),
     )
-    return positions[:, 0]
-
-
-def vision_lengths(grids: Tensor) -> list[int]:
-    """Patches of each picture frame, in packed order; a frame attends to itself only."""
-    return [int(h) * int(w) for t, h, w in grids.tolist() for _ in range(int(t))]
-
-
-def vision_plan(
-    visual: Any, grids: Tensor, windows: Tensor | None, full_layers: Sequence[int] | None
-) -> dict[str, Any]:
-    """Keywords for the vision tower's forward that batch pictures (and windows) of one size in one kernel
-    call.
-
-    transformers' non-flash path loops over `cu_seqlens` in Python; it is given one run [0, N] and our
-    attention function splits it. `windows`: [w + 1] cumulative; `full_layers`: layers without windows (None:
-    all).
-    """
-    device = grids.device
-    lengths = vision_lengths(grids)
-    whole = segments_of(lengths, device)
-    if windows is None or full_layers is None:
-        segments = {block.attn: whole for block in visual.blocks}
-    else:
-        parts = segments_of((windows[1:] - windows[:-1]).tolist(), device)
-        segments = {
-            block.attn: whole if layer in full_layers else parts for layer, block in enumerate(visual.blocks)
-        }
-    everything = torch.tensor([0, sum(lengths)], dtype=torch.int32, device=device)
-    return {"cu_seqlens": everything, "vision_segments": segments}
 
 
 def embed(model: Any, token_ids: Tensor, image_mask: Tensor, images: ImageFeatures | None) -> Tensor:
     """Token embeddings with picture features put in their places. token_ids [1, N] -> [1, N, width]."""
     embeds = model.get_input_embeddings()(token_ids)
     if images is None:
-        return embeds
-    return embeds.masked_scatter(image_mask[..., None], images.features.to(embeds.dtype))
+        return embeds  # type: ignore[no-any-return]
+    return embeds.masked_scatter(image_mask[..., None], images.features.to(embeds.dtype))  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------- the language model
+
+
+def run_text(family: Family, model: Any, inputs: Mapping[str, Any], positions: Tensor, plan: Plan) -> Tensor:
+    """Hidden states [N, width] of packed tokens that attend as `plan` says: every call of the language model.
+
+    `inputs`: what `Family.place` gives. `positions`: [R, N]; M-RoPE models take [3, 1, N], others [1, N].
+    """
+    where = positions[:, None] if len(positions) > 1 else positions
+    out = family.text_model(model)(
+        **inputs,
+        position_ids=where,
+        # a mask of four axes is taken as finished; without one transformers builds [1, 1, N, N], which nobody reads
+        attention_mask=torch.zeros(1, 1, 1, 1, device=where.device),
+        use_cache=False,
+        shared_prefix=plan,
+    )
+    return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def plain_positions(model: Any, rendered: Rendered) -> Tensor:
+    """[1, P] long: 0, 1, 2, ..., for families whose language model has ordinary one-dimensional positions."""
+    return torch.arange(len(rendered.token_ids))[None]
+
+
+# ---------------------------------------------------------------- boxes
 
 
 def speak(problem: Problem, frame: BoxFrame, resized: Sequence[tuple[int, int]]) -> Problem:

@@ -21,7 +21,7 @@ def token_log_probs(
     float32."""
     weight = policy.family.lm_head(policy.model).weight
     rows = max(1, _LOGITS_AT_ONCE // weight.shape[0])
-    bans = torch.tensor(policy.bans(sampling), device=hidden.device)
+    bans = torch.tensor(policy.bans(sampling), device=hidden.device, dtype=torch.long)
     head = policy.family.lm_head(policy.model)
 
     def chunk(hidden_c: Tensor, target_c: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,26 +6,42 @@ rollout, scoring and update are one distribution. Try: `load_policy("fovea-tiny"
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
-from fovea.models import qwen2_5_vl, qwen3_vl
-from fovea.models.adapter import Family, Prompt, speak, tokenize_plain
+from fovea.config import FinetuneSection
+from fovea.models.adapter import Family, Prompt, speak
 from fovea.models.attention import ATTENTION, register
+from fovea.models.checking import (
+    check_folder,
+    check_tokenizer,
+    choose_device,
+    explained,
+    quiet,
+    refuse_randomness,
+)
+from fovea.models.families import FAMILIES, family_of
+from fovea.models.finetune import (
+    add_adapter,
+    freeze_parts,
+    is_adapter,
+    load_adapter,
+    quantization,
+    save_adapter,
+    section_of,
+)
+from fovea.models.recompute import enable_recompute
+from fovea.models.recurrent import hook
+from fovea.models.rendering import reply_end, tokenize_plain
+from fovea.models.vision_cache import VisionCache
 from fovea.types import Problem, Sampling, UserError
-
-FAMILIES: dict[str, Family] = {
-    "qwen2_5_vl": qwen2_5_vl.FAMILY,
-    "qwen3_vl": qwen3_vl.FAMILY,
-}
 
 TINY = Path(__file__).parent / "tiny"
 
@@ -44,6 +60,14 @@ class Policy:
     """Updates that the weights have seen; the trainer adds one after each optimizer step."""
     reply_tokens: int = 0
     """Room that every prompt must leave in the model's context: the longest reply that will be sampled."""
+    reply_end: int | None = None
+    """The token with which the chat template ends a reply; None where it has none."""
+    adapter: Any = field(default=None, repr=False)
+    """The `peft.PeftModel` around `model` (LoRA, QLoRA); None where the model itself is trained."""
+    recompute: bool = False
+    """Gradient checkpointing: layers are computed again in the backward pass."""
+    vision_cache: VisionCache = field(default_factory=VisionCache, repr=False)
+    """What a frozen vision tower has said about the pictures seen so far."""
 
     @property
     def device(self) -> torch.device:
@@ -51,10 +75,11 @@ class Policy:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Tokens that end a reply, the tokenizer's own first."""
+        """Tokens that end a reply; first the one that the chat template or else the tokenizer puts there."""
         listed = self.model.generation_config.eos_token_id
         several = listed if isinstance(listed, list) else [] if listed is None else [listed]
-        return tuple(dict.fromkeys([self.processor.tokenizer.eos_token_id, *several]))
+        first = [] if self.reply_end is None else [self.reply_end]
+        return tuple(dict.fromkeys([*first, self.processor.tokenizer.eos_token_id, *several]))
 
     @property
     def context(self) -> int | None:
@@ -84,19 +109,20 @@ class Policy:
             rendered = self.family.render(self.processor, problem.images, text)
         except UserError as error:
             raise UserError(named(problem, str(error))) from error
-        pictured = int((rendered.token_types == 1).sum())
+        pictured = sum(rendered.pictures.tokens)
         self._check_room(problem, len(rendered.token_ids), pictured, self.reply_tokens, "for the reply")
         positions = self.family.positions(self.model, rendered)
-        sizes = [self.family.resized(self.model.config, grid) for grid in rendered.grids]
+        pictures = rendered.pictures
         return Prompt(
-            problem=speak(problem, self.family.frame, sizes),
+            problem=speak(problem, self.family.frame, pictures.resized),
             token_ids=rendered.token_ids,
             positions=positions,
             next_position=int(positions.max()) + 1,
-            pixel_values=rendered.pixel_values,
-            grids=rendered.grids,
-            image_mask=rendered.token_types == 1,
-            resized=tuple(sizes),
+            image_mask=rendered.image_mask,
+            media=pictures.media,
+            picture_rows=pictures.rows,
+            picture_tokens=pictures.tokens,
+            resized=pictures.resized,
         )
 
     def encode_target(self, prompt: Prompt) -> np.ndarray:
@@ -114,7 +140,11 @@ class Policy:
         pictures = f" ({pictured} of them for pictures)" if pictured else ""
         asked = f"{tokens} tokens{pictures}" + (f" and {reply} {what}" if reply else "")
         shorter = "lower sampling.max_new_tokens" if what == "for the reply" else "shorten the target"
-        fixes = ["shorten the question", *["use smaller pictures"] * bool(pictured), *[shorter] * bool(reply)]
+        fixes = [
+            "shorten the question",
+            *["use smaller pictures or a lower max_pixels"] * bool(pictured),
+            *[shorter] * bool(reply),
+        ]
         text = f"the prompt needs {asked}, but the model's context holds {limit}; {' or '.join(fixes)}."
         raise UserError(named(problem, text))
 
@@ -130,8 +160,12 @@ class Policy:
         return np.array([*tokenize_plain(self.processor.tokenizer, text), self.eos_ids[0]], dtype=np.int64)
 
     def save(self, folder: str | Path) -> None:
-        """Write the plain transformers layout (weights, configs, processor) for the Auto classes."""
-        self.model.save_pretrained(folder)
+        """Write the plain transformers layout (weights, configs, processor) for the Auto classes; of an adapter
+        peft's layout and the processor."""
+        if self.adapter is None:
+            self.model.save_pretrained(folder)
+        else:
+            save_adapter(self.adapter, folder)
         self.processor.save_pretrained(folder)
 
 
@@ -143,31 +177,52 @@ def named(problem: Problem, sentence: str) -> str:
     return f"Problem {problem.id}{f' ({source})' if source else ''}: {sentence}"
 
 
-def make_policy(model: Any, processor: Any, *, freeze: Sequence[str] = (), reply_tokens: int = 0) -> Policy:
-    """A policy of a model and its processor that are already in memory.
+def make_policy(
+    model: Any,
+    processor: Any,
+    *,
+    freeze: Sequence[str] = (),
+    finetune: FinetuneSection | None = None,
+    adapter: str | Path | None = None,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    reply_tokens: int = 0,
+) -> Policy:
+    """A policy of a model and its processor that are already in memory; both are changed in place.
 
-    Raises UserError for an unsupported family, dropout, sliding-window attention or an unknown part in
-    `freeze`.
+    `finetune`: with mode lora or qlora fresh adapters are put in, drawn from `seed`, and filled from the folder
+    `adapter` if one is given. None is full fine-tuning. `min_pixels`, `max_pixels`: caps on the size of pictures
+    (`fovea.models.resolution`); None leaves the processor's own.
+    Raises UserError for an unsupported family, dropout, capped logits or an unknown part in `freeze`.
     """
-    family = next((f for f in FAMILIES.values() if f.matches(model.config)), None)
-    if family is None:
-        _refuse_family(model.config.model_type)
-    _refuse_randomness(model)
+    family = family_of(model.config)
+    refuse_randomness(model)
+    family.cap(model.config, processor, min_pixels, max_pixels)
     register()
     model.set_attn_implementation(ATTENTION)
+    if family.recurrent_layers is not None:
+        hook(family.recurrent_layers(model))
     model.eval()
-    frozen: list[str] = []
-    for part in freeze:
-        if part not in family.freeze:
-            raise UserError(f"freeze={part!r} names no part of the model; parts: {', '.join(family.freeze)}.")
-        frozen.extend(family.freeze[part])
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(tuple(frozen)))
-    return Policy(model=model, processor=processor, family=family, reply_tokens=reply_tokens)
-
-
-def _refuse_family(kind: Any) -> NoReturn:
-    raise UserError(f"The model family {kind!r} is not supported; supported: {', '.join(FAMILIES)}.")
+    wrapped = None
+    if finetune is None or finetune.mode == "full":
+        freeze_parts(model, family, freeze)
+    else:
+        wrapped = add_adapter(model, family, finetune, freeze, seed)
+        if adapter is not None:
+            load_adapter(wrapped, adapter)
+    if gradient_checkpointing:
+        enable_recompute(model)
+    return Policy(
+        model=model,
+        processor=processor,
+        family=family,
+        reply_tokens=reply_tokens,
+        reply_end=reply_end(processor),
+        adapter=wrapped,
+        recompute=gradient_checkpointing,
+    )
 
 
 def load_policy(
@@ -177,33 +232,53 @@ def load_policy(
     dtype: str = "float32",
     download: bool = False,
     freeze: Sequence[str] = (),
+    finetune: FinetuneSection | None = None,
+    adapter: str | Path | None = None,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     reply_tokens: int = 0,
 ) -> Policy:
     """Load "fovea-tiny", a folder, or (with download=True) a hub name. `reply_tokens`: see `Policy`.
 
+    A folder that holds an adapter is loaded as its base model with that adapter. `finetune`, `adapter` and `seed`:
+    see `make_policy`.
+
     Raises UserError when there is nothing to load, when a file is missing or broken, or when the model is not
     supported; what is cheap to check is checked before the weights are read.
     """
+    chat = None  # where the processor is, if not with the model
+    if is_adapter(model):
+        folder = Path(model)
+        chat = folder if (folder / "processor_config.json").is_file() else None
+        model, saved = section_of(folder)
+        finetune = saved if finetune is None or finetune.mode == "full" else finetune
+        adapter = folder if adapter is None else adapter
     source = find_model(model, download)
     place = choose_device(device)
     local = not download or Path(source).is_dir()
-    with _quiet():
-        with _explained(f"The config of the model {model!r}", "copy or download the folder again"):
+    with quiet():
+        with explained(f"The config of the model {model!r}", "copy or download the folder again"):
             config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local)
-            if config.get("model_type") not in FAMILIES:
-                _refuse_family(config.get("model_type"))
+        family_of(SimpleNamespace(model_type=config.get("model_type")))
         fix = "it needs tokenizer.json and processor_config.json as its publisher ships them"
-        with _explained(f"The tokenizer or processor of the model {model!r}", fix):
-            processor = AutoProcessor.from_pretrained(source, local_files_only=local)
+        with explained(f"The tokenizer or processor of the model {model!r}", fix):
+            processor = AutoProcessor.from_pretrained(chat or source, local_files_only=local)
         if getattr(processor, "chat_template", None) is None:
             raise UserError(f"The model {model!r} has no chat template; add its chat_template.jinja.")
-        _check_tokenizer(model, processor, config.get("image_token_id"), fix)
-        with _explained(f"The weights of the model {model!r}", "copy or download the folder again"):
+        check_tokenizer(model, processor, config.get("image_token_id", config.get("image_token_index")), fix)
+        how: dict[str, Any] = {}
+        if finetune is not None and finetune.mode == "qlora":
+            how["quantization_config"] = quantization(FAMILIES[config["model_type"]], dtype, place)
+            how["device_map"] = {"": str(place)}
+        with explained(f"The weights of the model {model!r}", "copy or download the folder again"):
             both: Any = AutoModelForImageTextToText.from_pretrained(
                 source,
                 dtype=getattr(torch, dtype),
                 local_files_only=local,
                 output_loading_info=True,
+                **how,
                 ignore_mismatched_sizes=True,  # they are refused below, in one sentence
             )
     loaded, report = both
@@ -213,101 +288,22 @@ def load_policy(
             f"The weights of the model {model!r} do not fit its config: {len(wrong)} tensors are missing or of "
             f"another size ({wrong[0]!r} is one); copy or download the folder again."
         )
-    return make_policy(loaded.to(place), processor, freeze=freeze, reply_tokens=reply_tokens)
+    return make_policy(
+        loaded if how else loaded.to(place),
+        processor,
+        freeze=freeze,
+        finetune=finetune,
+        adapter=adapter,
+        seed=seed,
+        gradient_checkpointing=gradient_checkpointing,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        reply_tokens=reply_tokens,
+    )
 
 
 def find_model(model: str, download: bool = False) -> str:
     """The folder or hub name that `load_policy` will read. Raises UserError for what cannot be a model."""
     source = str(TINY) if model == "fovea-tiny" else model
-    _check_folder(model, Path(source), download)
+    check_folder(model, Path(source), download)
     return source
-
-
-def _check_tokenizer(model: str, processor: Any, wanted: Any, fix: str) -> None:
-    """Refuse a tokenizer without the model's picture token: transformers makes an empty one where files lack."""
-    found = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    if wanted is not None and found != wanted:
-        raise UserError(
-            f"The tokenizer or processor of the model {model!r} does not fit its config (the picture token is "
-            f"{found}, not {wanted}); {fix}."
-        )
-
-
-def _check_folder(model: str, folder: Path, download: bool) -> None:
-    """Refuse what cannot be a model before a library tries."""
-    if folder.is_file():
-        raise UserError(f"{model} is a file; give the folder that holds config.json and the weights.")
-    if not folder.is_dir() and not download:
-        raise UserError(
-            f"There is no model folder {model!r}; "
-            "give a folder, 'fovea-tiny', or a hub name with download=true."
-        )
-    if not folder.is_dir():
-        return
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"The folder {folder} holds no model (no config.json); `fovea zoo build tiny` makes one."
-        )
-    if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
-        raise UserError(
-            f"The folder {folder} holds a config but no weights (no *.safetensors); copy or download it again."
-        )
-
-
-@contextlib.contextmanager
-def _explained(what: str, fix: str) -> Iterator[None]:
-    """Any failure while the user's model files are read is theirs. Broad on purpose: safetensors and tokenizers
-    raise types of their own, and a wrong JSON file fails as KeyError or TypeError."""
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:
-        first = " ".join(str(error).split()).split(". ")[0].rstrip(".:")[:200]
-        raise UserError(f"{what} cannot be read ({type(error).__name__}: {first}); {fix}.") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the reports of transformers: what matters in them is said in one sentence."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-def choose_device(device: str) -> torch.device:
-    """ "auto" is the first GPU if there is one, else the CPU. Raises UserError for a device that is not
-    there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError):
-        raise UserError(
-            f"The device {device!r} is not available here; use device=auto or device=cpu."
-        ) from None
-
-
-def _refuse_randomness(model: Any) -> None:
-    """Dropout and drop-path make rollout, scoring and update different distributions; windows are not
-    built."""
-    for config in (model.config.text_config, model.config.vision_config):
-        for name, value in config.to_dict().items():
-            noisy = "dropout" in name or "drop_path" in name
-            if noisy and isinstance(value, (int, float)) and value > 0:
-                raise UserError(
-                    f"The model's config has {name}={value}; set it to 0, rollout and update must agree."
-                )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Dropout) and module.p > 0:
-            raise UserError(
-                f"The model has dropout {module.p} at {name}; set it to 0, rollout and update must agree."
-            )
-    if "sliding_attention" in (getattr(model.config.text_config, "layer_types", None) or ()):
-        raise UserError(
-            "The model uses sliding-window attention, which is not supported; set use_sliding_window=false."
-        )

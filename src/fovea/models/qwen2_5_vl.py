@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
-from fovea.models.adapter import (
-    Family,
-    ImageFeatures,
-    Rendered,
-    embed,
-    mrope_positions,
-    render_chat,
-    vision_plan,
-)
+from fovea.models.adapter import Family, ImageFeatures, embed
+from fovea.models.qwen_vision import FREEZE, media_ids, positions, render, vision_plan
+from fovea.models.resolution import cap_grid
 
 
 def matches(config: Any) -> bool:
-    return config.model_type == "qwen2_5_vl"
+    return config.model_type == "qwen2_5_vl"  # type: ignore[no-any-return]
 
 
-def render(processor: Any, images: Sequence[Image.Image], text: str) -> Rendered:
-    return render_chat(processor, images, text)
-
-
-def media_ids(config: Any) -> tuple[int, ...]:
-    return (
-        config.image_token_id,
-        config.video_token_id,
-        config.vision_start_token_id,
-        config.vision_end_token_id,
-    )
-
-
-def positions(model: Any, rendered: Rendered) -> Tensor:
-    return mrope_positions(model.model, rendered)
-
-
-def resized(config: Any, grid: Tensor) -> tuple[int, int]:
-    patch = config.vision_config.patch_size
-    return int(grid[2]) * patch, int(grid[1]) * patch
-
-
-def encode_images(model: Any, pixel_values: Tensor, grids: Tensor) -> ImageFeatures:
-    visual = model.model.visual
+def encode_images(model: Any, media: Mapping[str, Tensor]) -> ImageFeatures:
+    visual, grids = model.model.visual, media["image_grid_thw"]
     index, windows = get_vision_window_index(
         grids,
         spatial_merge_size=visual.spatial_merge_size,
@@ -58,7 +29,7 @@ def encode_images(model: Any, pixel_values: Tensor, grids: Tensor) -> ImageFeatu
     plan = vision_plan(visual, grids, windows, visual.fullatt_block_indexes)
     # the tower must not split by windows either: our attention function does
     plan |= {"window_index": index.to(grids.device), "cu_window_seqlens": plan["cu_seqlens"]}
-    out = visual(pixel_values.to(visual.dtype), grid_thw=grids, **plan)
+    out = visual(media["pixel_values"].to(visual.dtype), grid_thw=grids, **plan)
     return ImageFeatures(features=out.pooler_output)
 
 
@@ -71,7 +42,7 @@ def text_model(model: Any) -> Any:
 
 
 def lm_head(model: Any) -> torch.nn.Linear:
-    return model.lm_head
+    return model.lm_head  # type: ignore[no-any-return]
 
 
 FAMILY = Family(
@@ -81,10 +52,10 @@ FAMILY = Family(
     render=render,
     media_ids=media_ids,
     positions=positions,
-    resized=resized,
     encode_images=encode_images,
     place=place,
     text_model=text_model,
     lm_head=lm_head,
-    freeze={"vision": ("model.visual.",), "text": ("model.language_model.", "lm_head.")},
+    freeze=FREEZE,
+    cap=cap_grid,
 )

@@ -17,16 +17,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fovea.models.adapter import Prompt
-from fovea.models.attention import AttendPlan, CapturePlan, row_groups, segments_of
+from fovea.models.adapter import Prompt, run_text
+from fovea.models.attention import CapturePlan, segments_of
+from fovea.models.cascade import AttendPlan, row_groups
 from fovea.models.head import token_log_probs
 from fovea.models.policy import Policy
+from fovea.models.recompute import recomputing
+from fovea.models.recurrent import State, completion_rows, prompt_rows, take
 from fovea.types import Sampling
 
 Row = tuple[int, np.ndarray]
@@ -41,14 +44,16 @@ additive."""
 class Prefix:
     """Encoded prompts. Layers x distinct prompts, ragged, never expanded to completions."""
 
-    keys: tuple[tuple[Tensor, ...], ...]
-    """[layer][prompt] -> [1, KV, P, D], after RoPE."""
-    values: tuple[tuple[Tensor, ...], ...]
+    keys: dict[int, tuple[Tensor, ...]]
+    """Attention layer -> for each distinct prompt [1, KV, P, D], after RoPE."""
+    values: dict[int, tuple[Tensor, ...]]
     """As `keys`."""
     last_hidden: Tensor
     """[prompts, width]: predicts the first completion token."""
     index: tuple[int, ...]
     """For each prompt as given, its place among the distinct ones."""
+    states: dict[int, State] = field(default_factory=dict)
+    """Recurrent layer -> the state after every distinct prompt."""
 
 
 def prefill(policy: Policy, prompts: Sequence[Prompt]) -> Prefix:
@@ -57,30 +62,33 @@ def prefill(policy: Policy, prompts: Sequence[Prompt]) -> Prefix:
     place = {id(prompt): i for i, prompt in enumerate(distinct)}
     device, family, model = policy.device, policy.family, policy.model
     lengths = [len(prompt.token_ids) for prompt in distinct]
-    plan = CapturePlan(segments=segments_of(lengths, device))
-    pictures = [prompt for prompt in distinct if prompt.pixel_values is not None]
-    images = None
-    if pictures:
-        pixels = torch.cat([prompt.pixel_values for prompt in pictures if prompt.pixel_values is not None])
-        images = family.encode_images(
-            model, pixels.to(device), torch.cat([prompt.grids for prompt in pictures]).to(device)
-        )
+    blocks = [runs(prompt.image_mask) for prompt in distinct] if family.picture_blocks else None
+    plan = CapturePlan(
+        segments=segments_of(lengths, device, blocks),
+        recurrence=prompt_rows(lengths, device) if family.recurrent else None,
+    )
+    images = policy.vision_cache.encode(family, model, distinct, device)
     tokens = torch.cat([prompt.token_ids for prompt in distinct])[None].to(device)
     mask = torch.cat([prompt.image_mask for prompt in distinct])[None].to(device)
-    hidden = family.text_model(model)(
-        **family.place(model, tokens, mask, images),
-        position_ids=torch.cat([prompt.positions for prompt in distinct], dim=1)[:, None].to(device),
-        use_cache=False,
-        shared_prefix=plan,
-    ).last_hidden_state[0]
+    positions = torch.cat([prompt.positions for prompt in distinct], dim=1).to(device)
+    hidden = run_text(family, model, family.place(model, tokens, mask, images), positions, plan)
     ends = torch.tensor(lengths, device=device).cumsum(0) - 1
-    layers = range(len(plan.keys))
     return Prefix(
-        keys=tuple(plan.keys[layer].split(lengths, dim=2) for layer in layers),
-        values=tuple(plan.values[layer].split(lengths, dim=2) for layer in layers),
+        keys={layer: keys.split(lengths, dim=2) for layer, keys in plan.keys.items()},
+        values={layer: values.split(lengths, dim=2) for layer, values in plan.values.items()},
         last_hidden=hidden.index_select(0, ends),
         index=tuple(place[id(prompt)] for prompt in prompts),
+        states={} if plan.recurrence is None else plan.recurrence.after,
     )
+
+
+def runs(mask: Tensor) -> tuple[tuple[int, int], ...]:
+    """The [start, stop) of each run of True in `mask` [P] bool.
+
+    Example: runs(tensor([False, True, True, False, True])) == ((1, 3), (4, 5))
+    """
+    edges = torch.diff(torch.nn.functional.pad(mask.int(), (1, 1)))
+    return tuple(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True))
 
 
 def score(
@@ -96,11 +104,12 @@ def score(
     Temperature 0 counts as 1. Raises ValueError for an empty row or a row with a banned token.
     """
     _check(policy, prompts, rows, sampling)
+    tokens_per_pass = max(2, tokens_per_pass)
     total = sum(len(tokens) for _, tokens in rows)
     log_probs = torch.empty(total, device=policy.device, dtype=_wide(policy))
     entropy = torch.empty_like(log_probs)
     with torch.no_grad():
-        for batch in _batches(prompts, rows, tokens_per_pass):
+        for batch in _batches(policy, prompts, rows, tokens_per_pass):
             prefix = prefill(policy, batch.prompts)
             for pieces in batch.passes:
                 out = _forward(policy, batch, prefix, pieces, sampling)
@@ -126,16 +135,12 @@ def backward(
     for an empty row or a row with a banned token.
     """
     _check(policy, prompts, rows, sampling)
+    tokens_per_pass = max(2, tokens_per_pass)
     total = 0.0
-    with torch.enable_grad():
-        for batch in _batches(prompts, rows, tokens_per_pass):
+    with torch.enable_grad(), recomputing(policy.model, policy.recompute):
+        for batch in _batches(policy, prompts, rows, tokens_per_pass):
             captured = prefill(policy, batch.prompts)
-            leaves = Prefix(
-                keys=tuple(tuple(map(_leaf, layer)) for layer in captured.keys),
-                values=tuple(tuple(map(_leaf, layer)) for layer in captured.values),
-                last_hidden=_leaf(captured.last_hidden),
-                index=captured.index,
-            )
+            leaves = _leaves(captured)
             for pieces in batch.passes:
                 out = _forward(policy, batch, leaves, pieces, sampling)
                 value = loss(out.index, out.log_probs, out.entropy)
@@ -185,8 +190,14 @@ def _check(policy: Policy, prompts: Sequence[Prompt], rows: Sequence[Row], sampl
             raise ValueError(f"row {i} holds a banned token (a media token or one of sampling.bans)")
 
 
-def _batches(prompts: Sequence[Prompt], rows: Sequence[Row], tokens_per_pass: int) -> Iterator[_Batch]:
-    """Distinct prompts in the order of first use, together while their tokens stay within a pass."""
+def _batches(
+    policy: Policy, prompts: Sequence[Prompt], rows: Sequence[Row], tokens_per_pass: int
+) -> Iterator[_Batch]:
+    """Distinct prompts in the order of first use, together while their tokens stay within a pass.
+
+    Recurrent layers pad rows to the longest, so for a model that has some the padding counts.
+    """
+    padded = policy.family.recurrent
     offsets = np.cumsum([0, *(len(tokens) for _, tokens in rows)])
     by_prompt: dict[int, list[_Piece]] = defaultdict(list)
     objects: dict[int, Prompt] = {}
@@ -195,59 +206,67 @@ def _batches(prompts: Sequence[Prompt], rows: Sequence[Row], tokens_per_pass: in
         objects[id(prompt)] = prompt
         piece = _Piece(prompt=0, tokens=tokens, offset=int(offsets[i]), start=0, stop=len(tokens) - 1)
         by_prompt[id(prompt)].append(piece)
-    together: list[int] = []
-    size = 0
-    for key in by_prompt:
-        length = len(objects[key].token_ids)
-        if together and size + length > tokens_per_pass:
-            yield _batch([(objects[k], by_prompt[k]) for k in together], tokens_per_pass)
-            together, size = [], 0
-        together.append(key)
-        size += length
-    if together:
-        yield _batch([(objects[k], by_prompt[k]) for k in together], tokens_per_pass)
+    keys = list(by_prompt)
+    for a, b in together([len(objects[key].token_ids) for key in keys], tokens_per_pass, padded):
+        yield _batch([(objects[key], by_prompt[key]) for key in keys[a:b]], tokens_per_pass, padded)
 
 
-def _batch(groups: list[tuple[Prompt, list[_Piece]]], tokens_per_pass: int) -> _Batch:
-    passes: list[list[_Piece]] = []
-    long_rows: list[_Piece] = []
-    room = 0
-    for place, (_, pieces) in enumerate(groups):
-        for piece in pieces:
-            placed = _Piece(prompt=place, tokens=piece.tokens, offset=piece.offset, start=0, stop=piece.stop)
-            if piece.stop > tokens_per_pass:
-                long_rows.append(placed)
-            elif passes and len(piece.tokens) <= room:
-                passes[-1].append(placed)
-                room -= len(piece.tokens)
-            else:
-                passes.append([placed])
-                room = tokens_per_pass - len(piece.tokens)
-    return _Batch(prompts=[prompt for prompt, _ in groups], passes=passes, long_rows=long_rows)
+def together(
+    lengths: Sequence[int], most: int, padded: bool, rows: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges [a, b) whose `lengths` take at most `most` tokens: packed, or each as long as the longest.
+
+    One that takes more goes alone. `rows`: most of them in a range.
+    Example: list(together([3, 3, 3], 7, False)) == [(0, 2), (2, 3)]
+    """
+    start = total = longest = 0
+    for i, length in enumerate(lengths):
+        total, longest = total + length, max(longest, length)
+        size = (i + 1 - start) * longest if padded else total
+        if i > start and (size > most or (rows is not None and i + 1 - start > rows)):
+            yield start, i
+            start, total, longest = i, length, length
+    if lengths:
+        yield start, len(lengths)
+
+
+def _batch(groups: list[tuple[Prompt, list[_Piece]]], tokens_per_pass: int, padded: bool) -> _Batch:
+    rows = [
+        _Piece(prompt=place, tokens=piece.tokens, offset=piece.offset, start=0, stop=piece.stop)
+        for place, (_, pieces) in enumerate(groups)
+        for piece in pieces
+    ]
+    short = [row for row in rows if row.stop <= tokens_per_pass]
+    lengths = [len(row.tokens) for row in short]
+    return _Batch(
+        prompts=[prompt for prompt, _ in groups],
+        passes=[short[a:b] for a, b in together(lengths, tokens_per_pass, padded)],
+        long_rows=[row for row in rows if row.stop > tokens_per_pass],
+    )
 
 
 # ---------------------------------------------------------------- one pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Past:
+    """What a long completion's earlier segments leave: keys and values [1, KV, start, D] by attention layer, and the
+    state after them by recurrent layer."""
+
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    states: dict[int, State]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Out:
-    """What one pass predicts, and the keys and values of its own tokens."""
+    """What one pass predicts, and what it leaves (of its own tokens; states only of a row that goes alone)."""
 
     index: Tensor
     """[N] long, into the concatenation of all rows' tokens."""
     log_probs: Tensor
     entropy: Tensor
-    own_keys: list[Tensor]
-    """[layer] -> [1, KV, fed tokens, D]."""
-    own_values: list[Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Past:
-    """Keys and values, [layer] -> [1, KV, start, D], of a long completion's earlier segments."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
+    own: _Past
 
 
 def _forward(
@@ -261,39 +280,29 @@ def _forward(
     """Log-probs of the pieces' tokens (pieces ordered by prompt; with `past` exactly one piece)."""
     device = policy.device
     hidden = prefix.last_hidden
-    own_keys: list[Tensor] = []
-    own_values: list[Tensor] = []
+    own = _Past(keys={}, values={}, states={})
     fed = [piece for piece in pieces if piece.stop > piece.start]
     if fed:
-        packed, own_keys, own_values = _hidden(policy, batch, prefix, fed, past)
+        packed, own = _hidden(policy, batch, prefix, fed, past)
         hidden = torch.cat([hidden, packed])
     predictor, target, index = _predictions(pieces, len(prefix.last_hidden))
     hidden = hidden.index_select(0, predictor.to(device))
     log_probs, entropy = token_log_probs(policy, hidden, target.to(device), sampling)
-    return _Out(
-        index=index.to(device),
-        log_probs=log_probs,
-        entropy=entropy,
-        own_keys=own_keys,
-        own_values=own_values,
-    )
+    return _Out(index=index.to(device), log_probs=log_probs, entropy=entropy, own=own)
 
 
 def _hidden(
     policy: Policy, batch: _Batch, prefix: Prefix, fed: Sequence[_Piece], past: _Past | None
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """(hidden [N, width], own keys, own values by layer) of the pieces' fed tokens, packed."""
+) -> tuple[Tensor, _Past]:
+    """(hidden [N, width] of the pieces' fed tokens, packed; what they leave)."""
     plan = _attend_plan(prefix, fed, past, policy.device)
     tokens = np.concatenate([piece.tokens[piece.start : piece.stop] for piece in fed])
     steps = np.concatenate([batch.prompts[p.prompt].next_position + np.arange(p.start, p.stop) for p in fed])
-    packed = policy.family.text_model(policy.model)(
-        inputs_embeds=policy.model.get_input_embeddings()(torch.from_numpy(tokens).to(policy.device)[None]),
-        position_ids=torch.from_numpy(steps).to(policy.device).expand(3, 1, -1),
-        use_cache=False,
-        shared_prefix=plan,
-    ).last_hidden_state[0]
-    layers = range(len(prefix.keys))
-    return packed, [plan.own_keys[layer] for layer in layers], [plan.own_values[layer] for layer in layers]
+    embeds = policy.model.get_input_embeddings()(torch.from_numpy(tokens).to(policy.device)[None])
+    positions = torch.from_numpy(steps).to(policy.device).expand(len(batch.prompts[0].positions), -1)
+    packed = run_text(policy.family, policy.model, {"inputs_embeds": embeds}, positions, plan)
+    after = {} if plan.recurrence is None else plan.recurrence.after
+    return packed, _Past(keys=plan.own_keys, values=plan.own_values, states=after)
 
 
 def _attend_plan(
@@ -304,17 +313,24 @@ def _attend_plan(
     for piece in fed:
         start, end = end, end + piece.stop - piece.start
         spans.setdefault(piece.prompt, [start, end])[1] = end
-    keys = [tuple(layer[prompt] for prompt in spans) for layer in prefix.keys]
-    values = [tuple(layer[prompt] for prompt in spans) for layer in prefix.values]
+    keys = {layer: tuple(each[prompt] for prompt in spans) for layer, each in prefix.keys.items()}
+    values = {layer: tuple(each[prompt] for prompt in spans) for layer, each in prefix.values.items()}
+    states = prefix.states
+    if past is None and states:
+        states = take(states, torch.tensor([piece.prompt for piece in fed], device=device))
     if past is not None:
         assert len(fed) == 1, "a segment goes alone: its past is part of its prefix"
-        keys = [(torch.cat([k, own], dim=2),) for (k,), own in zip(keys, past.keys, strict=True)]
-        values = [(torch.cat([v, own], dim=2),) for (v,), own in zip(values, past.values, strict=True)]
+        keys = {layer: (torch.cat([k, past.keys[layer]], dim=2),) for layer, (k,) in keys.items()}
+        values = {layer: (torch.cat([v, past.values[layer]], dim=2),) for layer, (v,) in values.items()}
+        states = past.states
+    lengths = tuple(piece.stop - piece.start for piece in fed)
     return AttendPlan(
+        lengths=lengths,
         spans=tuple((a, b) for a, b in spans.values()),
-        rows=row_groups([piece.stop - piece.start for piece in fed], device),
-        prefix_keys=tuple(keys),
-        prefix_values=tuple(values),
+        rows=row_groups(lengths, device),
+        prefix_keys=keys,
+        prefix_values=values,
+        recurrence=completion_rows(lengths, states, device) if states else None,
     )
 
 
@@ -359,15 +375,16 @@ def _segments(
     for piece in _cut(row, tokens_per_pass):
         out = _forward(policy, batch, prefix, [piece], sampling, past)
         yield out
-        past = _longer(past, out.own_keys, out.own_values)
+        past = _longer(past, out.own)
 
 
-def _longer(past: _Past | None, keys: list[Tensor], values: list[Tensor]) -> _Past:
+def _longer(past: _Past | None, own: _Past) -> _Past:
     if past is None:
-        return _Past(keys=keys, values=values)
+        return own
     return _Past(
-        keys=[torch.cat(pair, dim=2) for pair in zip(past.keys, keys, strict=True)],
-        values=[torch.cat(pair, dim=2) for pair in zip(past.values, values, strict=True)],
+        keys={layer: torch.cat([past.keys[layer], keys], dim=2) for layer, keys in own.keys.items()},
+        values={layer: torch.cat([past.values[layer], v], dim=2) for layer, v in own.values.items()},
+        states=own.states,
     )
 
 
@@ -381,43 +398,64 @@ def _backward_long(
     tokens_per_pass: int,
 ) -> float:
     """Segments in reverse: each is recomputed with its past as leaves, then takes the gradient that later
-    segments left on its own keys and values."""
+    segments left on its own keys and values, and on its last state."""
     total = 0.0
     pieces = _cut(row, tokens_per_pass)
-    own = _own_store(policy, batch, leaves, pieces)
-    d_own = [torch.zeros_like(x) for x in own]
-    for piece in reversed(pieces):
+    own, states = _own_store(policy, batch, leaves, pieces)
+    d_own = [torch.zeros_like(x) for x in _listed(own)]
+    d_state: list[Tensor | None] = []
+    for i, piece in reversed(list(enumerate(pieces))):
         a, b = piece.start, piece.stop
-        past_leaves = [x[:, :, :a].detach().requires_grad_() for x in own] if a else []
-        half = len(past_leaves) // 2
-        past = _Past(keys=past_leaves[:half], values=past_leaves[half:]) if a else None
+        past = _leaf_past(own, states[i - 1], a) if a else None
         out = _forward(policy, batch, leaves, [piece], sampling, past)
         value = loss(out.index, out.log_probs, out.entropy)
-        later = []
+        later: list[tuple[Tensor, Tensor]] = []
         if b < row.stop:
-            mine = zip([*out.own_keys, *out.own_values], d_own, strict=True)
+            mine = zip(_listed(out.own), d_own, strict=True)
             later = [(x, gradient[:, :, a:b]) for x, gradient in mine if x.requires_grad]
+            last = [x for layer in sorted(out.own.states) for x in out.own.states[layer]]
+            pairs = zip(last, d_state, strict=True)
+            later += [(x, gradient) for x, gradient in pairs if gradient is not None and x.requires_grad]
         torch.autograd.backward(
             [value, *(x for x, _ in later)], [torch.ones_like(value), *(gradient for _, gradient in later)]
         )
-        for gradient, leaf in zip(d_own, past_leaves):
-            if leaf.grad is not None:
-                gradient[:, :, :a] += leaf.grad
+        if past is not None:
+            for gradient, leaf in zip(d_own, _listed(past), strict=True):
+                if leaf.grad is not None:
+                    gradient[:, :, :a] += leaf.grad
+            d_state = [x.grad for layer in sorted(past.states) for x in past.states[layer]]
         total += float(value.detach())
-        del out, value, later, past, past_leaves
+        del out, value, later, past
     return total
 
 
-def _own_store(policy: Policy, batch: _Batch, prefix: Prefix, pieces: Sequence[_Piece]) -> list[Tensor]:
-    """Keys of every layer, then values of every layer, [1, KV, n, D], of all segments but the last; no
-    gradient."""
+def _listed(past: _Past) -> list[Tensor]:
+    """Keys of every layer, then values of every layer, each [1, KV, n, D]."""
+    return [store[layer] for store in (past.keys, past.values) for layer in sorted(store)]
+
+
+def _leaf_past(own: _Past, states: dict[int, State], stop: int) -> _Past:
+    """The first `stop` tokens' keys and values, and the state after them, as leaves that take a gradient."""
+    return _Past(
+        keys={layer: x[:, :, :stop].detach().requires_grad_() for layer, x in own.keys.items()},
+        values={layer: x[:, :, :stop].detach().requires_grad_() for layer, x in own.values.items()},
+        states={layer: State(*(x.detach().requires_grad_() for x in state)) for layer, state in states.items()},
+    )
+
+
+def _own_store(
+    policy: Policy, batch: _Batch, prefix: Prefix, pieces: Sequence[_Piece]
+) -> tuple[_Past, list[dict[int, State]]]:
+    """Keys and values of all segments but the last, and the states after each of them; no gradient."""
     past: _Past | None = None
+    states = []
     with torch.no_grad():
         for piece in pieces[:-1]:
-            _, keys, values = _hidden(policy, batch, prefix, [piece], past)
-            past = _longer(past, keys, values)
+            _, own = _hidden(policy, batch, prefix, [piece], past)
+            past = _longer(past, own)
+            states.append(own.states)
     assert past is not None, "a long row has at least two segments"
-    return [*past.keys, *past.values]
+    return past, states
 
 
 def _leaf(x: Tensor) -> Tensor:
@@ -425,10 +463,19 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.requires_grad)
 
 
+def _leaves(prefix: Prefix) -> Prefix:
+    return Prefix(
+        keys={layer: tuple(map(_leaf, each)) for layer, each in prefix.keys.items()},
+        values={layer: tuple(map(_leaf, each)) for layer, each in prefix.values.items()},
+        last_hidden=_leaf(prefix.last_hidden),
+        index=prefix.index,
+        states={layer: State(*map(_leaf, state)) for layer, state in prefix.states.items()},
+    )
+
+
 def _tensors(prefix: Prefix) -> list[Tensor]:
-    return [x for store in (prefix.keys, prefix.values) for layer in store for x in layer] + [
-        prefix.last_hidden
-    ]
+    stores = (prefix.keys, prefix.values, prefix.states)
+    return [x for store in stores for each in store.values() for x in each] + [prefix.last_hidden]
 
 
 def _wide(policy: Policy) -> torch.dtype:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -186,17 +187,32 @@ def correct(text: str, problem: Problem) -> bool:
     return _CORRECT[problem.kind](text, problem) == 1
 
 
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise UserError unless there is a weight, every name is in `REWARDS` and every weight is finite."""
+def is_reference(name: str) -> bool:
+    """Whether a reward's name points to a function of the user's: `path/file.py:function`, `package.module:function`."""
+    where, colon, function = name.rpartition(":")
+    parts = [where] if where.endswith(".py") else where.split(".")
+    return bool(colon) and function.isidentifier() and (where.endswith(".py") or all(map(str.isidentifier, parts)))
+
+
+def check_weights(weights: Mapping[str, float], known: Sequence[str] = ()) -> None:
+    """Raise UserError unless there is a weight, every name means something and every weight is finite.
+
+    A name is in `REWARDS` or `known` (functions given to the Python API), or is a reference (`is_reference`).
+    """
     if not weights:
         raise UserError(
             f"No reward is named; give at least one of {', '.join(REWARDS)}, for example rewards.iou=1."
         )
     for name, weight in weights.items():
-        if name not in REWARDS:
+        if name not in REWARDS and name not in known and not is_reference(name):
+            names = [*REWARDS, *known]
             raise UserError(
-                f"There is no reward {name!r}{nearest(name, list(REWARDS))}; known: {', '.join(REWARDS)}."
+                f"There is no reward {name!r}{nearest(name, names)}; known: {', '.join(names)}. A function of your "
+                "own is named path/file.py:function or package.module:function."
             )
+        where = name.rpartition(":")[0]
+        if where.endswith(".py") and name not in known and not Path(where).is_file():
+            raise UserError(f"The reward {name!r}: the file {where} does not exist; give its path from here.")
         if not math.isfinite(weight):
             raise UserError(
                 f"The weight of reward {name!r} is {weight}; give a finite number, for example 1.0."
@@ -215,6 +231,9 @@ def weigh(
     that is not finite.
     """
     check_weights(weights)
+    own = next((name for name in weights if name not in REWARDS), None)
+    if own is not None:
+        raise UserError(f"{own!r} is a function of your own; only built-in rewards are known here.")
     total_G = np.zeros(len(texts), dtype=np.float64)
     parts: dict[str, np.ndarray] = {}
     for name, weight in weights.items():

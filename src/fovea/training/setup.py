@@ -1,12 +1,18 @@
-"""What a run needs, opened once: policy, tasks, engine, optimizer, log; and what it leaves behind."""
+"""What a run needs, opened once: policy, tasks, engine, optimizer, log; and what it leaves behind.
+
+Everything that decides how a run goes on is in `Session.state`: a checkpoint holds that, the weights, the optimizer and
+the random generators, and nothing else is needed. It is taken between two steps, so that a step that fails half-way
+leaves the state before it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,26 +22,14 @@ from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.evaluation import evaluate
 from fovea.models import Policy, Prompt, load_policy
-from fovea.rewards import check_weights, default_rewards, weigh
+from fovea.rewards import check_weights, default_rewards
 from fovea.rollouts import BadSample, gather, without_bad
-from fovea.runlog import RunLog, check_run_folder, describe_run, run_folder
-from fovea.tasks import open_data, open_task
-from fovea.tasks.data import DataTask
-from fovea.training.bad_samples import SCANNED, BadSamples, check_largest
+from fovea.runlog import RunLog, check_run_folder, describe_run, run_folder, write_json
+from fovea.training.bad_samples import BadSamples, check_largest
+from fovea.training.problems import Tasks, at_most, check_rewards_fit, instruction_of, open_tasks
+from fovea.training.stopping import best_of, no_longer_rises, value_of
 from fovea.training.update import make_optimizer
-from fovea.types import AnswerKind, Observer, Problem, Sampling, Task, UserError
-
-EVALUATION_SEED = 1_000_003
-"""Built-in tasks' held-out problems are the same whatever the run's seed, so that runs can be compared."""
-
-# A user's question rarely says how the reply is to be written; built-in tasks' questions need no more than this.
-INSTRUCTIONS: Mapping[AnswerKind, str] = {
-    "box": "Output the box as [x1, y1, x2, y2] inside <answer> </answer> tags.",
-    "number": "Output the number inside <answer> </answer> tags.",
-    "choice": "Output the letter of the right choice inside <answer> </answer> tags.",
-    "text": "Output the answer inside <answer> </answer> tags.",
-    "objects": 'Output a JSON list of {"bbox_2d": [x1, y1, x2, y2], "label": text} inside <answer> </answer> tags.',
-}
+from fovea.types import Observer, RunFailed, Sampling, Task, UserError
 
 
 @dataclass(slots=True)
@@ -56,60 +50,14 @@ class Clock:
         self.cpu_seconds += time.process_time() - self._began[1]
 
 
-def open_tasks(run: Run) -> tuple[Task, Task, Task]:
-    """(training, validation, held-out) problems of a run; of a file, validation and held-out are the same lines."""
-    if run.data is None:
-        held_out = open_task(run.task, run.evaluation.split, EVALUATION_SEED)
-        return (
-            open_task(run.task, "train", run.seed),
-            open_task(run.task, "validation", EVALUATION_SEED),
-            held_out,
-        )
-    if run.validation_data is not None:
-        held = _open(run, run.validation_data, shuffle=False)
-        return _open(run, run.data), held, held
-    task = _open(run, run.data, part="train")
-    held = _open(run, run.data, part="heldout", shuffle=False, verify=False)  # decoded with the others
-    return task, held, held
+class Stateful(Protocol):
+    """A part of a run that remembers: a replay buffer, a controller, an audit. Its state goes into checkpoints."""
 
+    def state(self) -> dict[str, Any]:
+        """Plain JSON in which NumPy arrays may stand; never changed afterwards."""
+        ...
 
-def _open(run: Run, path: str, verify: bool = True, **how: Any) -> DataTask:
-    """A file of the user's, as the recipe wants it read. Raises UserError where the rewards do not fit a kind."""
-    task = open_data(
-        path,
-        run.images,
-        seed=run.seed,
-        verify=verify and run.verify_pictures,
-        megapixels=run.max_megapixels,
-        **how,
-    )
-    if len(task.kinds) > 1 and not run.rewards:
-        raise UserError(
-            f"{path} mixes answers of the kinds {', '.join(task.kinds)}, which have different rewards; "
-            "make a file for each kind, or name rewards that fit all of them, for example rewards.exact=1."
-        )
-    return task
-
-
-def _check_rewards_fit(rewards: Mapping[str, float], task: Task) -> None:
-    """Score an empty reply to a problem of each kind. Raises UserError where a reward is for other answers."""
-    first: dict[AnswerKind, Problem] = {}
-    for problem in task.take(0, 1 if task.size is None else min(task.size, SCANNED))[0]:
-        first.setdefault(problem.kind, problem)
-    for problem in first.values():
-        weigh([""], problem, rewards)
-
-
-def instruction_of(run: Run, kind: AnswerKind) -> str | None:
-    """What is appended to each question: the recipe's text, else for a user's file how to write the answer."""
-    if run.instruction is not None:
-        return run.instruction or None
-    return INSTRUCTIONS.get(kind) if run.data is not None else None
-
-
-def at_most(n: int, task: Task) -> int:
-    """`n`, or all there is: a problem is never counted twice."""
-    return n if task.size is None else min(n, task.size)
+    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -129,15 +77,33 @@ class Session:
     log: RunLog
     bad: BadSamples
     observers: Sequence[Observer]
+    parts: dict[str, Stateful] = field(default_factory=dict)
+    """Whatever else remembers something, by name."""
     cursor: int = 0
+    """Where the next step's problems begin; `take` moves it."""
     done: int = 0
-    saved: int | None = None
+    """Steps done."""
+    nonfinite: int = 0
+    """Steps in a row that were skipped because a loss or gradient was not finite."""
     clock: Clock = field(default_factory=Clock)
-    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    """Every evaluation so far, in order."""
+    _boundary: dict[str, Any] = field(default_factory=dict)
+    _saved: int | None = None
 
     @classmethod
-    def open(cls, run: Run, observers: Sequence[Observer] = ()) -> Session:
-        """Check everything that can be checked before the first minute is spent. Raises UserError."""
+    def open(
+        cls,
+        run: Run,
+        observers: Sequence[Observer] = (),
+        *,
+        tasks: Tasks | None = None,
+        resume: bool = False,
+    ) -> Session:
+        """Check everything that can be checked before the first minute is spent. Raises UserError.
+
+        `tasks`: the user's own instead of those that the recipe names. `resume`: go on with what is in the run folder.
+        """
         find_algorithm(run.algorithm.name)
         if run.method == "rl" and run.group < 2:
             raise UserError(
@@ -145,43 +111,44 @@ class Session:
             )
         if run.threads is not None:
             torch.set_num_threads(run.threads)
-        task, validation, held_out = open_tasks(run)
+        if run.deterministic:
+            torch.use_deterministic_algorithms(True)
+        task, validation, held_out = tasks or open_tasks(run)
         rewards = run.rewards or default_rewards(task.kind)
         check_weights(rewards)
-        _check_rewards_fit(rewards, task)
-        check_run_folder(run_folder(run))
-        policy = load_policy(
-            run.model,
-            device=run.device,
-            dtype=run.dtype,
-            download=run.download,
-            freeze=run.freeze,
-            reply_tokens=run.sampling.max_new_tokens,
-        )
-        instruction = instruction_of(run, task.kind)
-        if run.on_bad_sample == "stop":
-            check_largest(policy, task, instruction, policy.encode_target if run.method == "sft" else None)
-        log = RunLog(run_folder(run))
-        session = cls(
-            run=run,
-            policy=policy,
-            engine=SharedPrefillEngine(policy),
-            optimizer=make_optimizer(policy, run.optimizer),
-            task=task,
-            validation=validation,
-            held_out=held_out,
-            rewards=rewards,
-            sampling=Sampling(
-                temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens
-            ),
-            instruction=instruction,
-            log=log,
-            bad=BadSamples.of(run, log),
-            observers=(log, *observers),
-        )
-        description = describe_run(run) | {"rewards": dict(rewards), "instruction": session.instruction}
-        for observer in session.observers:
-            observer.start(description)
+        check_rewards_fit(rewards, task)
+        folder = run_folder(run)
+        check_run_folder(folder, resume=resume)
+        log = RunLog(folder, resume=resume)
+        try:
+            saved = _find_saved(folder, log) if resume else None
+            policy = _open_policy(run, saved)
+            instruction = instruction_of(run, task.kind)
+            if run.on_bad_sample == "stop":
+                check_largest(
+                    policy, task, instruction, policy.encode_target if run.method == "sft" else None
+                )
+            session = cls(
+                run=run,
+                policy=policy,
+                engine=SharedPrefillEngine(policy),
+                optimizer=make_optimizer(policy, run.optimizer),
+                task=task,
+                validation=validation,
+                held_out=held_out,
+                rewards=rewards,
+                sampling=Sampling(
+                    temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens
+                ),
+                instruction=instruction,
+                log=log,
+                bad=BadSamples.of(run, log),
+                observers=(log, *observers),
+            )
+            session._begin(saved, resume)
+        except BaseException:
+            log.close()
+            raise
         return session
 
     def __enter__(self) -> Session:
@@ -191,30 +158,127 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.log.close()
+        if self.run.deterministic:
+            torch.use_deterministic_algorithms(False)
 
-    def budget_spent(self) -> bool:
-        """Whether the steps so far have used the run's CPU seconds."""
-        return self.run.cpu_seconds is not None and self.clock.cpu_seconds >= self.run.cpu_seconds
+    # ---------------------------------------------------------------- state
 
-    def record(self, step: int, metrics: dict[str, Any], examples: list[dict[str, Any]]) -> None:
-        """A step is done: one line of metrics.jsonl."""
-        self.done = step + 1
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides weights, optimizer and random generators."""
+        return {
+            "cursor": self.cursor,
+            "done": self.done,
+            "nonfinite": self.nonfinite,
+            "bad_ids": sorted(self.bad.ids),
+            "wall_seconds": self.clock.wall_seconds,
+            "cpu_seconds": self.clock.cpu_seconds,
+            "evaluations": list(self.evaluations),
+            "parts": {name: part.state() for name, part in self.parts.items()},
+            "policy_version": self.policy.version,
+        }
+
+    def _begin(self, saved: checkpoints.Saved | None, resume: bool) -> None:
+        """Put back what was saved, and tell the observers."""
+        described = describe_run(self.run) | {"rewards": dict(self.rewards), "instruction": self.instruction}
+        if saved is not None:
+            checkpoints.restore(saved, self.policy, self.optimizer)
+            state = saved.state
+            self.cursor, self.done, self.nonfinite = state["cursor"], state["done"], state["nonfinite"]
+            self.bad.ids.update(state["bad_ids"])
+            self.clock = Clock(wall_seconds=state["wall_seconds"], cpu_seconds=state["cpu_seconds"])
+            self.evaluations = list(state["evaluations"])
+            for name, part in self.parts.items():
+                part.restore(state["parts"][name])
+            self._saved = self.done
+        else:
+            checkpoints.seed_random(self.run.seed)
+        if resume:
+            described = self.log.resumed(described, self.done)
+        self._boundary = self.state()
+        for observer in self.observers:
+            observer.start(described)
+        for record in self.evaluations:
+            for observer in self.observers:
+                if observer is not self.log:  # it holds them already
+                    observer.evaluation(record)
+
+    def save(self) -> None:
+        """A checkpoint of the last whole step, unless it is there. Nothing before the first step, or if the weights
+        are beyond the last whole one."""
+        state = self._boundary
+        beyond = self.policy.version != state["policy_version"]
+        if state["done"] in (0, self._saved) or beyond:
+            return
+        checkpoints.save(self.log, self.policy, self.optimizer, state["done"], state)
+        self._saved = state["done"]
+        best = self.best()
+        checkpoints.prune(
+            self.log.folder, self.run.keep_checkpoints, also=[] if best is None else [best["step"]]
+        )
+
+    @property
+    def saved(self) -> int | None:
+        """Steps that the newest checkpoint of this run holds; None without one."""
+        return self._saved
+
+    # ---------------------------------------------------------------- steps
+
+    def over(self) -> bool:
+        """Whether no further step is to be done."""
+        return self.ended_by() is not None
+
+    def ended_by(self) -> str | None:
+        """Why the run is over: "steps", "cpu_seconds" or "patience"; None while it is not."""
+        if self.done >= self.run.steps:
+            return "steps"
+        if self.run.cpu_seconds is not None and self.clock.cpu_seconds >= self.run.cpu_seconds:
+            return "cpu_seconds"
+        section = self.run.evaluation
+        if no_longer_rises(self._on_the_way(), section.metric, section.patience):
+            return "patience"
+        return None
+
+    def take(
+        self, check: Callable[[Prompt], object] | None = None, n: int | None = None
+    ) -> tuple[tuple[Prompt, ...], dict[str, int]]:
+        """The next problems (a step's `prompts`, or `n`) as prompts, without the bad ones, and how many those were,
+        as a metric.
+
+        Raises UserError when a bad sample ends the run.
+        """
+        found = gather(self.task, self.cursor, n or self.run.prompts, self.policy, self.instruction, check)
+        self.cursor = found.cursor
+        self.note(found.bad)
+        return found.prompts, {"bad_samples": len(found.bad)}
+
+    def note(self, bad: Sequence[BadSample]) -> None:
+        """Record bad samples. Raises UserError when they end the run."""
+        self.bad.note(bad, self.done)
+
+    def record(self, metrics: dict[str, Any], examples: list[dict[str, Any]]) -> None:
+        """A step is done: one line of metrics.jsonl. Raises RunFailed after too many steps that were not finite."""
+        step, self.done = self.done, self.done + 1
         seconds = self.clock.last_seconds
         timing = {"seconds": seconds, "tokens_per_seconds": metrics["tokens"] / max(seconds, 1e-9)}
         for observer in self.observers:
             observer.step({"step": step} | metrics | timing, examples)
+        self.nonfinite = self.nonfinite + 1 if metrics.get("nonfinite") else 0
+        self._boundary = self.state()
+        if self.nonfinite >= self.run.max_nonfinite:
+            raise RunFailed(
+                f"The loss or the gradient was not finite in {self.nonfinite} steps in a row, up to step {step}; "
+                "lower optimizer.learning_rate (the weights are those before these steps)."
+            )
 
-    def take(
-        self, check: Callable[[Prompt], object] | None = None
-    ) -> tuple[tuple[Prompt, ...], dict[str, int]]:
-        """The step's problems as prompts, without the bad ones, and how many those were, as a metric.
+    # ---------------------------------------------------------------- evaluations
 
-        Raises UserError when a bad sample ends the run.
-        """
-        found = gather(self.task, self.cursor, self.run.prompts, self.policy, self.instruction, check)
-        self.cursor = found.cursor
-        self.note(found.bad)
-        return found.prompts, {"bad_samples": len(found.bad)}
+    def due(self) -> str | None:
+        """The evaluation that stands before the next step: "before", "during" or None."""
+        every, last = self.run.evaluation.every, self.evaluations[-1] if self.evaluations else None
+        if self.done == 0:
+            return None if last else "before"
+        on_the_way = every > 0 and self.done % every == 0 and self.done < self.run.steps
+        return "during" if on_the_way and (last is None or last["step"] != self.done) else None
 
     def evaluate(self, phase: str) -> None:
         """One line of evaluations.jsonl: the held-out split before and after, the validation split on the way."""
@@ -227,9 +291,27 @@ class Session:
         except UserError as error:
             self._leave_out_bad(during, error)
             record = head | self._measure(during)
-        self.evaluations[phase] = record
+        if during and value_of(record, section.metric) is None:
+            known = ", ".join(key for key in record if value_of(record, key) is not None)
+            raise UserError(f"evaluation.metric={section.metric!r} is not in an evaluation; known: {known}.")
+        self.evaluations.append(record)
+        self._boundary = self.state()
         for observer in self.observers:
             observer.evaluation(record)
+        if during and self.best() is record:
+            self.save()
+            value = value_of(record, section.metric)
+            write_json(
+                self.log.folder / "checkpoints" / "best.json",
+                {"step": self.done, "metric": section.metric, "value": value, "split": split},
+            )
+
+    def best(self) -> Mapping[str, Any] | None:
+        """The evaluation on the way with the highest `evaluation.metric`; its checkpoint is kept."""
+        return best_of(self._on_the_way(), self.run.evaluation.metric)
+
+    def _on_the_way(self) -> list[dict[str, Any]]:
+        return [record for record in self.evaluations if record["phase"] == "during"]
 
     def _measure(self, during: bool) -> dict[str, Any]:
         section, task = self.run.evaluation, self.validation if during else self.held_out
@@ -264,25 +346,10 @@ class Session:
         else:
             self.held_out = left
 
-    def note(self, bad: Sequence[BadSample]) -> None:
-        """Record bad samples. Raises UserError when they end the run; what was trained so far is saved."""
-        try:
-            self.bad.note(bad, self.done)
-        except UserError:
-            if self.done:
-                self.save()
-            raise
-
-    def save(self) -> None:
-        """A checkpoint of the steps so far, unless it is there."""
-        if self.saved != self.done:
-            checkpoints.save(self.log, self.policy, self.optimizer, self.done, {"cursor": self.cursor})
-            self.saved = self.done
-
     def finish(self) -> dict[str, Any]:
         """The before/after table of the run, written to result.json. Point estimates of `looking` and the like:
         their intervals are in evaluations.jsonl."""
-        before, after = self.evaluations["before"], self.evaluations["after"]
+        before, after, best = self.evaluations[0], self.evaluations[-1], self.best()
         result = {name: before[name] for name in ("task", "split", "n", "chance")}
         result |= {"metric": "accuracy", "before": before["accuracy"], "after": after["accuracy"]}
         for name in ("looking", "swapped", "follow", "blank"):
@@ -293,6 +360,8 @@ class Session:
             "method": self.run.method,
             "seed": self.run.seed,
             "steps": self.done,
+            "ended_by": self.ended_by(),
+            "best_step": None if best is None else best["step"],
             "train_seconds": round(self.clock.wall_seconds, 3),
             "train_cpu_seconds": round(self.clock.cpu_seconds, 3),
         }
@@ -301,30 +370,24 @@ class Session:
         return result
 
 
-def open_for_evaluation(run: Run) -> tuple[Policy, SharedPrefillEngine, Task, str | None]:
-    """What `fovea evaluate` needs: (policy, engine, held-out task, instruction). Raises UserError."""
-    return _open_for_measuring(run, run.evaluation.split, EVALUATION_SEED + run.seed)
+def _find_saved(folder: Path, log: RunLog) -> checkpoints.Saved | None:
+    """The newest whole checkpoint, the logs cut back to it; without one everything starts again from step 0."""
+    saved, passed = checkpoints.newest_whole(folder)
+    if saved is None and passed:
+        raise UserError(
+            f"No checkpoint of {folder} is whole, the newest because: {passed[0]} Start over in another run_dir."
+        )
+    log.notes.extend(passed)
+    log.truncate({} if saved is None else saved.logs)
+    return saved
 
 
-def open_for_filter(run: Run) -> tuple[Policy, SharedPrefillEngine, Task, str | None]:
-    """The same for `fovea filter`: a built-in task's training problems, those of the run's seed."""
-    return _open_for_measuring(run, "train", run.seed)
-
-
-def _open_for_measuring(
-    run: Run, split: str, seed: int
-) -> tuple[Policy, SharedPrefillEngine, Task, str | None]:
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    if run.data is None:
-        task: Task = open_task(run.task, split, seed)
-    else:
-        task = _open(run, run.data, shuffle=False)
-    policy = load_policy(
-        run.model,
+def _open_policy(run: Run, saved: checkpoints.Saved | None) -> Policy:
+    return load_policy(
+        run.model if saved is None else str(saved.model),
         device=run.device,
         dtype=run.dtype,
         download=run.download,
+        freeze=run.freeze,
         reply_tokens=run.sampling.max_new_tokens,
     )
-    return policy, SharedPrefillEngine(policy), task, instruction_of(run, task.kind)

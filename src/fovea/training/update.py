@@ -1,40 +1,91 @@
-"""The optimizer and the two update steps (policy gradient, cross-entropy) over the same shared-prefix backward."""
+"""The update steps, policy gradient and cross-entropy, over the same shared-prefix backward.
+
+A rollout is learned from `updates_per_rollout` times, each time in mini-batches of `prompts_per_update` problems; a
+mini-batch is one optimizer step with denominators of its own. Not here: advantages and losses (`fovea.algorithms`),
+optimizers (`optim`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fovea.algorithms import Algorithm, RatioSums, ratio_sums, token_loss
-from fovea.config import OptimizerSection, Run
-from fovea.models import Policy, Prompt, backward
-from fovea.types import RunFailed, Sample, Sampling
+from fovea.algorithms import (
+    Algorithm,
+    RatioSums,
+    Reduce,
+    TokenView,
+    alone,
+    kl_estimates,
+    loss_terms,
+    ratio_sums,
+    sequence_log_ratios,
+    token_loss,
+    token_ratio,
+)
+from fovea.config import Run
+from fovea.models import Policy, Prompt, backward, score
+from fovea.models.shared_prefix import Loss, Row
+from fovea.rollouts import minibatches
+from fovea.training.optim import clip_gradients, learning_rate, set_learning_rate
+from fovea.training.optim import make_optimizer as make_optimizer  # its old place
+from fovea.types import LossTerm, Sample, Sampling
+
+Variants = Mapping[str, Callable[[Prompt], Prompt]]
+"""Forward variants by name, for loss terms: a prompt to the prompt under which its completions are scored again."""
+
+TRAINED = "trained"
+"""The variant that is the trained prompt itself."""
 
 
-def make_optimizer(policy: Policy, section: OptimizerSection) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) over what is not frozen; no weight decay on vectors (norms, biases)."""
-    trained = [p for p in policy.model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": section.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=section.learning_rate, betas=(0.9, section.beta2))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    """A mini-batch on the device: B rows, their N tokens one after another."""
+
+    prompts: list[Prompt]
+    rows: list[Row]
+    row_of: Tensor
+    """[N] long."""
+    lengths: Tensor
+    """[N], counted tokens of the token's row."""
+    old: Tensor
+    advantages: Tensor
+    weights: Tensor
+    """[N], the mask over the denominator."""
+    correction: Tensor
+    """[N], what else multiplies the policy gradient: importance weights, a term's picks."""
+    reference: Tensor | None
+    mask: Tensor
+    total: float
+    """Counted tokens of the mini-batch, over all workers."""
 
 
-def learning_rate(section: OptimizerSection, step: int, steps: int) -> float:
-    """Linear warm-up to the peak, then constant, linear or cosine decay to zero at `steps`."""
-    if step < section.warmup_steps:
-        return section.learning_rate * (step + 1) / section.warmup_steps
-    if section.schedule == "constant":
-        return section.learning_rate
-    done = (step - section.warmup_steps) / max(1, steps - section.warmup_steps)
-    left = 1 - done if section.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return section.learning_rate * max(0.0, left)
+@dataclass(kw_only=True, slots=True)
+class _Report:
+    """What the optimizer steps of one rollout say."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    nonfinite: int = 0
+    skipped: int = 0
+    sums: RatioSums | None = None
+    kl: float = 0.0
+
+    def metrics(self, rate: float) -> dict[str, float | None]:
+        """Means over the optimizer steps that were done. `loss` and `grad_norm` are null when none was."""
+        found: dict[str, float | None] = {
+            "loss": float(np.mean(self.losses)) if self.losses else None,
+            "grad_norm": float(np.mean(self.norms)) if self.norms else None,
+            "learning_rate": rate,
+            "updates": len(self.losses),
+            "nonfinite": self.nonfinite,
+        }
+        return found
 
 
 def update(
@@ -45,78 +96,306 @@ def update(
     sampling: Sampling,
     run: Run,
     step: int,
-) -> dict[str, float]:
-    """`updates_per_rollout` optimizer steps on one step's samples. Returns the step's metrics.
+    *,
+    terms: Sequence[LossTerm] | None = None,
+    variants: Variants | None = None,
+    reduce: Reduce = alone,
+) -> dict[str, float | None]:
+    """All optimizer steps on one rollout's samples. Returns the step's metrics.
 
-    A row whose every loss weight or advantage is zero gives no gradient and is not computed; it stays in the
-    denominators (they are in `Sample.weights`) and is counted in `rows_skipped`.
+    A row whose every loss weight or advantage is zero gives no gradient and is not computed, unless the KL or a loss
+    term has one; it stays in the denominators (they are in `Sample.weights`) and is counted in `rows_skipped`.
+    A loss or gradient that is not finite skips that optimizer step (weights, optimizer and version stay) and is
+    counted in `nonfinite`. `terms`: default those of the recipe; `reduce` adds counts over workers.
     """
-    kept = [s for s in samples if bool((s.weights * s.advantage).any())]
-    metrics: dict[str, float] = {"rows_skipped": len(samples) - len(kept)}
-    prompts, rows = _rows([(sample.trained_prompt, sample.token_ids) for sample in kept])
-    old = _flat(policy, [sample.old_log_probs for sample in kept])
-    advantages = _flat(policy, [sample.advantage for sample in kept])
-    weights = _flat(policy, [sample.weights for sample in kept])
-    for _ in range(run.algorithm.updates_per_rollout):
+    terms = loss_terms(run.algorithm) if terms is None else terms
+    section, longest = run.algorithm, run.sampling.max_new_tokens
+    report = _Report()
+    batches = minibatches(samples, algorithm, longest, section.prompts_per_update, reduce)
+    number = 0
+    for _ in range(section.updates_per_rollout):
+        for batch in batches:
+            seed = (run.seed, step, number)
+            passes = _Passes(policy, algorithm, sampling, run, terms, variants or {}, seed)
+            number += 1
+            report.skipped += passes.prepare(batch, reduce)
+            _optimizer_step(policy, optimizer, passes.forwards(), sampling, run, step, report)
+            report.sums = passes.sums if report.sums is None else report.sums + passes.sums
+            report.kl += float(passes.kl)
+    metrics = report.metrics(learning_rate(run.optimizer, step, run.steps))
+    metrics |= {"rows_skipped": report.skipped // section.updates_per_rollout}
+    if report.sums is not None:
+        metrics |= report.sums.means()
+        if algorithm.beta > 0 and algorithm.kl_in == "loss":
+            metrics["kl"] = report.kl / max(float(report.sums.tokens), 1.0)
+    return metrics | _sample_metrics(samples, algorithm)
+
+
+def _sample_metrics(samples: Sequence[Sample], algorithm: Algorithm) -> dict[str, float]:
+    """`advantage_abs`: mean over completions of mean |A|; of the importance weights mean and share at the cap."""
+    found = (
+        {"advantage_abs": float(np.mean([np.abs(s.advantage).mean() for s in samples]))} if samples else {}
+    )
+    weights = [s.correction for s in samples if s.correction is not None]
+    if weights:
+        flat = np.concatenate(weights)
+        over = flat >= algorithm.correction_cap if algorithm.correction.endswith("truncate") else flat == 0
+        found |= {"correction_mean": float(flat.mean()), "correction_capped": float(over.mean())}
+    return found
+
+
+class _Passes:
+    """The forward and backward passes of one optimizer step, and what they add up."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        algorithm: Algorithm,
+        sampling: Sampling,
+        run: Run,
+        terms: Sequence[LossTerm],
+        variants: Variants,
+        seed: tuple[int, int, int],
+    ) -> None:
+        self._policy = policy
+        self._algorithm = algorithm
+        self._sampling = sampling
+        self._run = run
+        self._terms = terms
+        self._variants = variants
+        self._seed = seed
+        self._picked: dict[str, Tensor] = {}
+        self._others: dict[str, Tensor] = {}
+        self._sequence: Tensor | None = None
+        self._batch: _Batch
         zero = torch.zeros((), device=policy.device)
-        sums = RatioSums(clipped=zero, kl=zero, tokens=zero)
+        self.sums = RatioSums(clipped=zero, kl=zero, tokens=zero)
+        self.kl = zero
 
+    def prepare(self, samples: Sequence[Sample], reduce: Reduce) -> int:
+        """Everything that must be known before the first pass. Returns how many rows need none."""
+        policy, algorithm = self._policy, self._algorithm
+        batch = _batch(policy, samples, reduce)
+        pickers = [term for term in self._terms if term.picks]
+        if pickers:
+            log_probs, entropy = self._score(batch.prompts, batch.rows)
+            view = self._view(batch, slice(None), log_probs, entropy, None)
+            self._picked = {term.name: term.pick(view) for term in pickers}
+            for term in pickers:
+                if term.weighs:
+                    batch = replace(batch, correction=batch.correction * self._picked[term.name])
+        extra = algorithm.every_row_learns or any(term.variants for term in self._terms)
+        learning = batch.weights if extra else batch.weights * batch.advantages * batch.correction
+        alive = torch.zeros(len(batch.rows), device=policy.device).index_add(
+            0, batch.row_of, (learning != 0).float()
+        )
+        kept = [i for i, n in enumerate(alive.tolist()) if n > 0]
+        self._batch = self._only(batch, kept)
+        self._score_ahead()
+        return len(batch.rows) - len(kept)
+
+    def forwards(self) -> list[tuple[list[Prompt], list[Row], Loss]]:
+        """(prompts, rows, loss) of each backward: the trained prompts, then the variants that a term asks for."""
+        batch = self._batch
+        found: list[tuple[list[Prompt], list[Row], Loss]] = [(batch.prompts, batch.rows, self._trained_loss)]
+        for name in self._other_variants():
+            prompts = [self._variants[name](prompt) for prompt in batch.prompts]
+            found.append((prompts, batch.rows, self._variant_loss(name)))
+        return found
+
+    def _other_variants(self) -> list[str]:
+        names = dict.fromkeys(name for term in self._terms for name in term.variants if name != TRAINED)
+        return list(names)
+
+    def _score(self, prompts: list[Prompt], rows: list[Row]) -> tuple[Tensor, Tensor]:
+        return score(self._policy, prompts, rows, self._sampling, tokens_per_pass=self._run.tokens_per_pass)
+
+    def _only(self, batch: _Batch, kept: list[int]) -> _Batch:
+        """The same with these rows alone; denominators stay."""
+        if len(kept) == len(batch.rows):
+            return batch
+        place = torch.full((len(batch.rows),), -1, device=batch.row_of.device)
+        place[kept] = torch.arange(len(kept), device=place.device)
+        row_of = place[batch.row_of]
+        tokens = row_of >= 0
+        self._picked = {name: picked[tokens] for name, picked in self._picked.items()}
+        prompts, rows = _rows([(batch.prompts[batch.rows[i][0]], batch.rows[i][1]) for i in kept])
+        return replace(
+            batch,
+            prompts=prompts,
+            rows=rows,
+            row_of=row_of[tokens],
+            lengths=batch.lengths[tokens],
+            old=batch.old[tokens],
+            advantages=batch.advantages[tokens],
+            weights=batch.weights[tokens],
+            correction=batch.correction[tokens],
+            reference=None if batch.reference is None else batch.reference[tokens],
+            mask=batch.mask[tokens],
+        )
+
+    def _score_ahead(self) -> None:
+        """Log-probs that a pass cannot have: of completions cut over passes, and of other variants."""
+        batch, algorithm = self._batch, self._algorithm
+        if algorithm.ratio != "token":
+            self._sequence = torch.full_like(batch.old, torch.nan)
+            cut = [i for i, (_, ids) in enumerate(batch.rows) if len(ids) > self._run.tokens_per_pass]
+            if cut:
+                log_probs, _ = self._score(batch.prompts, [batch.rows[i] for i in cut])
+                tokens = torch.isin(batch.row_of, torch.tensor(cut, device=batch.row_of.device))
+                self._sequence[tokens] = sequence_log_ratios(
+                    log_probs, batch.old[tokens], batch.mask[tokens], batch.row_of[tokens], algorithm
+                )
+        names = self._other_variants()
+        if names:
+            self._others[TRAINED] = self._score(batch.prompts, batch.rows)[0]
+            for name in names:
+                prompts = [self._variants[name](prompt) for prompt in batch.prompts]
+                self._others[name] = self._score(prompts, batch.rows)[0]
+
+    def _trained_loss(self, index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
+        """The policy gradient, the KL and the terms of one pass's tokens [N]."""
+        batch, algorithm = self._batch, self._algorithm
+        old, mask, advantages = batch.old[index], batch.mask[index], batch.advantages[index]
+        sequence = None
+        if self._sequence is not None:
+            inside = sequence_log_ratios(log_probs, old, mask, batch.row_of[index], algorithm)
+            ahead = self._sequence[index]
+            sequence = torch.where(ahead.isnan(), inside, ahead)
+        weights = batch.weights[index]
+        total = token_loss(
+            log_probs,
+            old,
+            advantages,
+            weights * batch.correction[index],
+            algorithm,
+            sequence=sequence,
+            lengths=batch.lengths[index],
+        ).sum()
+        self.sums = self.sums + ratio_sums(log_probs, old, advantages, mask, algorithm, sequence=sequence)
+        if algorithm.every_row_learns:
+            assert batch.reference is not None, "beta > 0 needs the reference's log-probs"
+            kl = kl_estimates(log_probs, batch.reference[index], algorithm.kl)
+            self.kl = self.kl + (kl.detach() * mask).sum()
+            if algorithm.kl_ratio:
+                kl = kl * token_ratio(log_probs, old)
+            total = total + algorithm.beta * (weights * kl).sum()
+        return total + self._extra(TRAINED, index, log_probs, entropy)
+
+    def _variant_loss(self, name: str) -> Loss:
         def loss(index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
-            nonlocal sums
-            mask = (weights[index] > 0).float()
-            sums = sums + ratio_sums(log_probs, old[index], advantages[index], mask, algorithm)
-            return token_loss(log_probs, old[index], advantages[index], weights[index], algorithm).sum()
+            return self._extra(name, index, log_probs, entropy)
 
-        metrics |= _optimizer_step(policy, optimizer, prompts, rows, sampling, loss, run, step)
-        metrics |= sums.means()
-    return metrics
+        return loss
+
+    def _extra(self, variant: str, index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
+        total = log_probs.sum() * 0.0
+        for term in self._terms:
+            if variant in term.variants:
+                picked = self._picked.get(term.name)
+                view = self._view(
+                    self._batch, index, log_probs, entropy, None if picked is None else picked[index]
+                )
+                value = term.loss(variant, view)
+                total = total if value is None else total + value
+        return total
+
+    def _view(
+        self, batch: _Batch, index: Tensor | slice, log_probs: Tensor, entropy: Tensor, picked: Tensor | None
+    ) -> TokenView:
+        return TokenView(
+            log_probs=log_probs,
+            entropy=entropy,
+            old_log_probs=batch.old[index],
+            advantages=batch.advantages[index],
+            mask=batch.mask[index],
+            total=batch.total,
+            seed=self._seed,
+            others={name: other[index] for name, other in self._others.items()},
+            picked=picked,
+        )
+
+
+def _batch(policy: Policy, samples: Sequence[Sample], reduce: Reduce) -> _Batch:
+    prompts, rows = _rows([(sample.trained_prompt, sample.token_ids) for sample in samples])
+    sizes = torch.tensor([len(sample.token_ids) for sample in samples], dtype=torch.long)
+    masks = [(sample.weights > 0).astype(np.float32) for sample in samples]
+    lengths = [np.full(len(mask), mask.sum(), np.float32) for mask in masks]
+    ones = [np.ones(len(mask), np.float32) for mask in masks]
+    referenced = all(sample.reference_log_probs is not None for sample in samples) and len(samples) > 0
+    references = [s.reference_log_probs for s in samples if s.reference_log_probs is not None]
+    return _Batch(
+        prompts=prompts,
+        rows=rows,
+        row_of=torch.arange(len(samples)).repeat_interleave(sizes).to(policy.device),
+        lengths=_flat(policy, lengths),
+        old=_flat(policy, [sample.old_log_probs for sample in samples]),
+        advantages=_flat(policy, [sample.advantage for sample in samples]),
+        weights=_flat(policy, [sample.weights for sample in samples]),
+        correction=_flat(
+            policy, [one if s.correction is None else s.correction for s, one in zip(samples, ones)]
+        ),
+        reference=_flat(policy, references) if referenced else None,
+        mask=_flat(policy, masks),
+        total=float(reduce(np.array([sum(float(mask.sum()) for mask in masks)]))[0]),
+    )
 
 
 def sft_update(
     policy: Policy, optimizer: torch.optim.Optimizer, prompts: Sequence[Prompt], run: Run, step: int
-) -> dict[str, float]:
-    """One step of cross-entropy on the prompts' `target` replies: the mean over all reply tokens of the step."""
-    targets = [policy.encode_target(prompt) for prompt in prompts]
-    tokens = sum(map(len, targets))
-    distinct, rows = _rows(list(zip(prompts, targets, strict=True)))
+) -> dict[str, float | None]:
+    """One step of cross-entropy on the prompts' `target` replies, in mini-batches of `prompts_per_update`.
 
+    Each optimizer step's loss is the mean over all reply tokens of its mini-batch. `tokens` counts them as `tokens`
+    counts the sampled ones in reinforcement learning.
+    """
+    targets = [policy.encode_target(prompt) for prompt in prompts]
+    per = run.algorithm.prompts_per_update or max(1, len(prompts))
+    report = _Report()
+    for start in range(0, len(prompts), per):
+        chosen = targets[start : start + per]
+        distinct, rows = _rows(list(zip(prompts[start : start + per], chosen, strict=True)))
+        forward = (distinct, rows, _cross_entropy(sum(map(len, chosen))))
+        _optimizer_step(policy, optimizer, [forward], Sampling(), run, step, report)
+    tokens = sum(map(len, targets))
+    counts = {"completion_tokens": tokens / max(1, len(targets)), "tokens": tokens}
+    return report.metrics(learning_rate(run.optimizer, step, run.steps)) | counts
+
+
+def _cross_entropy(tokens: int) -> Loss:
     def loss(index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
         return -log_probs.sum() / tokens
 
-    metrics = _optimizer_step(policy, optimizer, distinct, rows, Sampling(), loss, run, step)
-    return metrics | {"completion_tokens": tokens / len(targets), "tokens": tokens}
+    return loss
 
 
 def _optimizer_step(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    prompts: Sequence[Prompt],
-    rows: Sequence[tuple[int, np.ndarray]],
+    forwards: Sequence[tuple[list[Prompt], list[Row], Loss]],
     sampling: Sampling,
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     run: Run,
     step: int,
-) -> dict[str, float]:
-    """Backward, clip, step. Raises RunFailed when the loss or the gradient is not finite: the weights stay."""
-    rate = learning_rate(run.optimizer, step, run.steps)
+    report: _Report,
+) -> None:
+    """Backward, clip, step. Nothing changes but the count when the loss or the gradient is not finite."""
     optimizer.zero_grad(set_to_none=True)
-    value = backward(policy, prompts, rows, sampling, loss, run.tokens_per_pass)
-    trained: list[Any] = [
-        p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-    ]
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, run.optimizer.max_grad_norm)) if trained else 0.0
+    value = 0.0
+    for prompts, rows, loss in forwards:
+        value += backward(policy, prompts, rows, sampling, loss, run.tokens_per_pass)
+    norm = clip_gradients(optimizer, run.optimizer.max_grad_norm)
     if not (math.isfinite(value) and math.isfinite(norm)):
-        raise RunFailed(
-            f"Step {step}: loss {value} and gradient norm {norm} are not finite; lower the learning rate."
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        report.nonfinite += 1
+        return
+    set_learning_rate(optimizer, learning_rate(run.optimizer, step, run.steps))
     optimizer.step()
     policy.version += 1
-    return {"loss": value, "grad_norm": norm, "learning_rate": rate}
+    report.losses.append(value)
+    report.norms.append(norm)
 
 
-def _rows(pairs: Sequence[tuple[Prompt, np.ndarray]]) -> tuple[list[Prompt], list[tuple[int, np.ndarray]]]:
+def _rows(pairs: Sequence[tuple[Prompt, np.ndarray]]) -> tuple[list[Prompt], list[Row]]:
     """Distinct prompts (by identity) and rows that point at them."""
     distinct = list({id(prompt): prompt for prompt, _ in pairs}.values())
     place = {id(prompt): i for i, prompt in enumerate(distinct)}

@@ -1,4 +1,5 @@
-"""What the user sees of a run: `LiveDisplay` in the terminal while it goes, `write_report` as HTML after it.
+"""What the user sees of a run: `LiveDisplay` in the terminal while it goes, `write_report` as one HTML file after it,
+`serve` as pages in the browser at any time.
 
 Reads run folders and an observer's records only; nothing below needs it, and torch is never imported.
 """

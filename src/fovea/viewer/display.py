@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fovea.viewer import as_text, visible
+from fovea.viewer.watch import Warned, loss_note, no_signal_in_loss, warnings_of, watch_keys
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.-=+*%#"
@@ -29,16 +30,19 @@ ASCII_BLOCKS = "_.-=+*%#"
 # Metric key, label, format. Rewards by part follow `reward_mean`; a key that a run does not log is left out.
 ROWS = (
     ("reward_mean", "reward", "{:.3f}"),
+    ("reward_std", "reward spread", "{:.3f}"),
     ("accuracy", "accuracy (sampled)", "{:.3f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("completion_tokens", "reply tokens", "{:.1f}"),
     ("truncated", "truncated", "{:.3g}"),
     ("groups_skipped", "groups skipped", "{:.0f}"),
     ("grad_norm", "gradient norm", "{:.3g}"),
+    ("clip_fraction", "clipped tokens", "{:.3g}"),
     ("loss", "loss", "{:.4g}"),
     ("learning_rate", "learning rate", "{:.2e}"),
     ("tokens_per_second", "tokens/s", "{:.0f}"),
 )
+SHOWN_WARNINGS = 3
 
 
 def sparkline(values: Iterable[float | None], width: int, blocks: str = BLOCKS) -> str:
@@ -169,6 +173,7 @@ class LiveDisplay:
         self.history: list[dict[str, Any]] = []
         self.sample: dict[str, Any] | None = None
         self.evaluations: list[dict[str, Any]] = []
+        self.warned: list[Warned] = []
         self.doing = "loading"
         self._live: Live | None = None
         self._started = time.monotonic()
@@ -198,8 +203,16 @@ class LiveDisplay:
         self.doing = ""
         if shown:
             self.sample = shown[-1]
+        known = {warned.text for warned in self.warned}
+        if metrics.get("warnings"):
+            self.warned = warnings_of(self.history)
         if self.plain and not self.quiet:
+            for warned in self.warned:
+                if warned.text not in known:
+                    self._print(f"warning: {warned.text}")
             self._step_line(metrics)
+            if len(self.history) == 1 and (note := loss_note(self.run, self.history)):
+                self._print(note)
 
     def evaluation(self, record: dict[str, Any]) -> None:
         self.evaluations.append(record)
@@ -243,15 +256,17 @@ class LiveDisplay:
             return
         self._last_line = now
         parts = [f"step {done}/{total}" if total else f"step {done}"]
-        shown = (
-            "reward_mean",
-            "accuracy",
-            "entropy",
-            "completion_tokens",
-            "groups_skipped",
-            "loss",
-            "tokens_per_second",
-        )
+        shown = {
+            *(
+                "reward_mean",
+                "accuracy",
+                "entropy",
+                "completion_tokens",
+                "groups_skipped",
+                "tokens_per_second",
+            ),
+            *(watch_keys(self.run) if no_signal_in_loss(self.run) else ("loss",)),
+        }
         latest = self.history[-1]
         for key, label, form in ROWS:
             if key in shown and latest.get(key) is not None:
@@ -295,7 +310,13 @@ class LiveDisplay:
 
     def __rich__(self) -> RenderableType:
         width = self.console.width
-        parts: list[RenderableType] = [self._header(), self._bar(width), self._table(width)]
+        warnings = [
+            Text(f"! {visible(warned.text, 400)}", style="bold yellow")
+            for warned in self.warned[:SHOWN_WARNINGS]
+        ]
+        parts: list[RenderableType] = [self._header(), *warnings, self._bar(width), self._table(width)]
+        if note := loss_note(self.run, self.history) if self.history else None:
+            parts.append(Text(note, style="dim"))
         if self.sample is not None and self.console.height >= 24:
             parts.append(self._sample_panel(self.sample))
         for record in self.evaluations[:1] + self.evaluations[1:][-1:]:
@@ -354,7 +375,12 @@ class LiveDisplay:
 
     def _rows(self, latest: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows = []
+        left_out = {"loss"} if no_signal_in_loss(self.run) else set()
+        if "clip_fraction" not in watch_keys(self.run):
+            left_out.add("clip_fraction")
         for key, label, form in ROWS:
+            if key in left_out:
+                continue
             if any(m.get(key) is not None for m in (self.history[0], latest)):
                 rows.append((key, label, form))
             if key == "reward_mean":

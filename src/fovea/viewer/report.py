@@ -7,20 +7,23 @@ Not here: any measuring. The page shows what the run folder says.
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from fovea.rewards.answers import box_from
 from fovea.runlog import read_run, write_atomically
 from fovea.viewer import as_text, visible
+from fovea.viewer.charts import Series, chart_svg, points_of
 from fovea.viewer.display import clock, interval
+from fovea.viewer.pictures import Kind, Mark, data_uri, draw, picture_path, png_size
+from fovea.viewer.watch import loss_note, no_signal_in_loss, warnings_of, watch_keys
+
+WEB = Path(__file__).parent / "web"
 
 SHOWN_PICTURES = 24
 SHOWN_PROBLEMS = 6
@@ -38,17 +41,6 @@ MEASURES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Series:
-    """One curve. Example: Series(name="iou", points=[(0, 0.4), (1, 0.5)])."""
-
-    name: str
-    points: list[tuple[float, float]]
-    """(step, value), finite, in order of step."""
-    intervals: list[tuple[float, float]] | None = None
-    """If given, the points are drawn as dots with these (low, high) whiskers instead of a line."""
-
-
 def write_report(run_folder: str | Path) -> Path:
     """Write `report.html` into the run folder and return its path.
 
@@ -64,53 +56,65 @@ def render_report(run_folder: str | Path) -> str:
     record = read_run(run_folder)
     described, result = record["run"], record["result"]
     run = described["run"] if isinstance(described.get("run"), dict) else described
-    before, after = _before_after(record["evaluations"])
+    before, after = before_after(record["evaluations"])
     versions = {name: value for name, value in (described.get("versions") or {}).items() if value}
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            title=title_of(run, record["folder"]),
+            run=run,
+            folder=str(run.get("run_dir") or record["folder"]),
+            state=state_of(run, record["result"], len(record["metrics"])),
+            warnings=warnings_of([*record["metrics"], *record["evaluations"]]),
+            loss_note=loss_note(run, record["metrics"]),
+            measures=measure_rows(before, after, result),
+            n=(result or before or {}).get("n"),
+            chance=(result or before or {}).get("chance"),
+            before=before,
+            after=after,
+            charts=run_charts(run, record["metrics"], record["evaluations"]),
+            comparisons=comparisons(record["folder"], before, after),
+            replies=_replies(record["folder"], record["shown"]),
+            shown_step=record["shown_step"],
+            recipe=yaml.safe_dump(run, sort_keys=False, allow_unicode=True, width=100),
+            versions=versions,
+            git=described.get("git"),
+            host=described.get("host") or {},
+            command=described.get("command"),
+            broken_lines=record["broken_lines"],
+        )
+    )
+
+
+def templates() -> Environment:
+    """jinja2 over the folder `web`: everything is escaped, `|visible` also disarms invisible characters."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(WEB),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["visible"] = lambda value: visible(as_text(value))
-    return environment.get_template("report.html.j2").render(
-        title=_title(run, record["folder"]),
-        run=run,
-        folder=str(run.get("run_dir") or record["folder"]),
-        state=_state(record),
-        measures=_measures(before, after, result),
-        n=(result or before or {}).get("n"),
-        chance=(result or before or {}).get("chance"),
-        before=before,
-        after=after,
-        charts=_charts(record["metrics"], record["evaluations"]),
-        comparisons=_comparisons(record["folder"], before, after),
-        replies=_replies(record["folder"], record["shown"]),
-        shown_step=record["shown_step"],
-        recipe=yaml.safe_dump(run, sort_keys=False, allow_unicode=True, width=100),
-        versions=versions,
-        git=described.get("git"),
-        host=described.get("host") or {},
-        command=described.get("command"),
-        broken_lines=record["broken_lines"],
-    )
+    environment.filters["visible"] = lambda value, limit=2000: visible(as_text(value), limit)
+    return environment
 
 
-def _title(run: dict[str, Any], folder: Path) -> str:
+def title_of(run: dict[str, Any], folder: Path) -> str:
+    """The recipe's name and what is learned: `quickstart · digits/locate`."""
     return f"{Path(str(run.get('recipe') or folder.name)).stem} · {run.get('data') or run.get('task', '')}"
 
 
-def _state(record: dict[str, Any]) -> str:
-    result, steps = record["result"], len(record["metrics"])
+def state_of(run: dict[str, Any], result: dict[str, Any] | None, steps: int) -> str:
+    """How far the run is, by its result (None while unfinished) and the number of logged steps."""
     if result is not None:
         spent = clock(result.get("train_seconds"))
         return f"finished: {result.get('steps', steps)} steps in {spent} of training"
-    total = (record["run"].get("run") or record["run"]).get("steps")
+    total = run.get("steps")
     return f"unfinished: {steps} of {total} steps" if total is not None else f"unfinished: {steps} steps"
 
 
-def _before_after(
+def before_after(
     evaluations: Sequence[dict[str, Any]],
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The first record and, once there is another, the last; a record's own phase goes before its place."""
@@ -123,9 +127,10 @@ def _before_after(
 # Numbers before and after.
 
 
-def _measures(
+def measure_rows(
     before: dict[str, Any] | None, after: dict[str, Any] | None, result: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
+    """Rows of the table before and after: label, meaning, both sides with intervals, and their figure."""
     rows: list[dict[str, Any]] = []
     records = {"before": measures_of(before or {}), "after": measures_of(after or {})}
     meanings = {label: meaning for record in records.values() for label, meaning, _ in record}
@@ -207,124 +212,84 @@ def _interval_figure(before: dict[str, Any] | None, after: dict[str, Any] | None
 # Curves.
 
 
-def _charts(metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Title, legend and SVG of every chart that has data."""
+def run_charts(
+    run: dict[str, Any], metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Title, legend and SVG of the charts that tell most about a run, as far as there is data."""
     parts = list(dict.fromkeys(key for record in metrics for key in record if key.startswith("reward/")))
     held_out = [r for r in evaluations if (_summary(r.get("accuracy")) or {}).get("low") is not None]
+    looking = [r for r in evaluations if (_summary(r.get("looking")) or {}).get("low") is not None]
+    watched = watch_keys(run)
     wanted = [
         ("reward by part", ["reward_mean", *parts]),
         ("accuracy", ["accuracy"]),
+        ("looking (held out)", []),
+        ("reward spread in a group", ["reward_std"]),
         ("entropy (nats a token)", ["entropy"]),
         ("reply length (tokens)", ["completion_tokens"]),
         ("gradient norm", ["grad_norm"]),
         ("groups skipped", ["groups_skipped"]),
+        ("clipped tokens (share)", ["clip_fraction"] if "clip_fraction" in watched else []),
+        ("loss", [] if no_signal_in_loss(run) else ["loss"]),
     ]
     charts = []
     for title, keys in wanted:
-        series = [Series(name=_series_name(key), points=_points(metrics, key)) for key in keys]
+        series = [Series(name=_series_name(key), points=points_of(metrics, key)) for key in keys]
         series = [s for s in series if s.points]
         if title == "accuracy" and held_out:
-            points = [(float(r.get("step", 0)), float(r["accuracy"]["mean"])) for r in held_out]
-            intervals = [(float(r["accuracy"]["ci95"][0]), float(r["accuracy"]["ci95"][1])) for r in held_out]
-            series.append(Series(name="held out, greedy", points=points, intervals=intervals))
+            series.append(_held_out("held out, greedy", held_out, "accuracy"))
+        if title.startswith("looking") and looking:
+            series.append(_held_out("looking", looking, "looking"))
         if series:
-            charts.append(
-                {"title": title, "names": [s.name for s in series], "svg": chart_svg(title, series)}
-            )
+            charts.append(_chart(title, series, keys))
     return charts
+
+
+def other_charts(
+    metrics: list[dict[str, Any]], shown: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """A chart of every metric that `shown` leaves out, by name; and those that never changed, with their value."""
+    done = {"step"}.union(*(chart["keys"] for chart in shown))
+    keys = sorted({key for record in metrics for key in record} - done)
+    charts: list[dict[str, Any]] = []
+    constant: dict[str, float] = {}
+    for key in keys:
+        points = points_of(metrics, key)
+        values = {y for _, y in points}
+        if len(values) == 1:
+            constant[key] = values.pop()
+        elif values:
+            charts.append(_chart(visible(key, 60), [Series(name=key, points=points)], [key]))
+    return charts, constant
+
+
+def _chart(title: str, series: list[Series], keys: list[str]) -> dict[str, Any]:
+    return {"title": title, "names": [s.name for s in series], "svg": chart_svg(title, series), "keys": keys}
+
+
+def _held_out(name: str, records: list[dict[str, Any]], key: str) -> Series:
+    points = [(float(r.get("step", 0)), float(r[key]["mean"])) for r in records]
+    intervals = [(float(r[key]["ci95"][0]), float(r[key]["ci95"][1])) for r in records]
+    return Series(name=name, points=points, intervals=intervals)
 
 
 def _series_name(key: str) -> str:
     return {"reward_mean": "total", "accuracy": "sampled in training"}.get(key, key.removeprefix("reward/"))
 
 
-def _points(metrics: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    pairs = [(record.get("step", i), record.get(key)) for i, record in enumerate(metrics)]
-    return [(float(x), float(y)) for x, y in pairs if y is not None and math.isfinite(y)]
-
-
-def smooth(values: Sequence[float], span: int) -> list[float]:
-    """Exponential mean, weight 2/(span+1) on the newest value, bias-corrected as Adam's moments are."""
-    keep, mean, weight, means = 1 - 2 / (span + 1), 0.0, 0.0, []
-    for value in values:
-        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        means.append(mean / weight)
-    return means
-
-
-def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover [low, high]; at least two."""
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = (0.0, 1.0) if high == 0 else (low - abs(low) / 2, high + abs(high) / 2)
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    size = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
-    return [round(i * size, 12) for i in range(first, last + 1)]
-
-
-def chart_svg(title: str, series: Sequence[Series], width: int = 360, height: int = 190) -> Markup:
-    """A line chart; colours are the page's classes c0, c1, …. Long lines are smoothed over a faint one."""
-    xs = [x for s in series for x, _ in s.points]
-    ys = [y for s in series for _, y in s.points] + [
-        y for s in series for pair in s.intervals or [] for y in pair
-    ]
-    ticks = nice_ticks(min(ys), max(ys))
-    left, right, top, bottom = 46.0, width - 10.0, 8.0, height - 24.0
-    x_low, x_span = min(xs), (max(xs) - min(xs)) or 1.0
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        share = (y - ticks[0]) / (ticks[-1] - ticks[0])
-        return round(left + (x - x_low) / x_span * (right - left), 1), round(
-            bottom - share * (bottom - top), 1
-        )
-
-    parts = [f"<title>{escape(title)}</title>"]
-    for tick in ticks:
-        y = place(x_low, tick)[1]
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 3.5}" text-anchor="end">{tick:g}</text>')
-    for x, anchor in ((x_low, "start"), (max(xs), "end")):
-        if anchor == "start" or max(xs) > x_low:
-            parts.append(
-                f'<text x="{place(x, ticks[0])[0]}" y="{height - 8}" text-anchor="{anchor}">step {x:g}</text>'
-            )
-    for i, s in enumerate(series):
-        parts += _series_marks(s, i % 6, place)
-    return Markup(f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>')
-
-
-def _series_marks(series: Series, colour: int, place: Any) -> list[str]:
-    if series.intervals is not None:
-        marks = []
-        for (x, y), (low, high) in zip(series.points, series.intervals):
-            (cx, cy), top, bottom = place(x, y), place(x, high)[1], place(x, low)[1]
-            marks.append(f'<line class="c{colour} whisker" x1="{cx}" x2="{cx}" y1="{top}" y2="{bottom}"/>')
-            marks.append(f'<circle class="c{colour} dot" cx="{cx}" cy="{cy}" r="3.5"/>')
-        return marks
-
-    def line(points: list[tuple[float, float]], more: str) -> str:
-        path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in points))
-        return f'<polyline class="c{colour} {more}" points="{path}"/>'
-
-    if len(series.points) == 1:
-        cx, cy = place(*series.points[0])
-        return [f'<circle class="c{colour} dot" cx="{cx}" cy="{cy}" r="3"/>']
-    if len(series.points) < 12:
-        return [line(series.points, "line")]
-    span = max(5, len(series.points) // 15)
-    means = smooth([y for _, y in series.points], span)
-    smoothed = [(x, mean) for (x, _), mean in zip(series.points, means)]
-    return [line(series.points, "raw"), line(smoothed, "line")]
-
-
 # Pictures and replies.
 
 
-def _comparisons(
-    folder: Path, before: dict[str, Any] | None, after: dict[str, Any] | None
+def comparisons(
+    folder: Path,
+    before: dict[str, Any] | None,
+    after: dict[str, Any] | None,
+    address: Callable[[Path], str] = data_uri,
 ) -> list[dict[str, Any]]:
-    """Held-out problems shown in the first record, each beside the same problem in the last one."""
+    """Held-out problems shown in the first record, each beside the same problem in the last one.
+
+    `address`: how the page refers to a picture's file.
+    """
     first = {str(item.get("id")): item for item in (before or {}).get("shown") or []}
     last = {str(item.get("id")): item for item in (after or {}).get("shown") or []}
     pairs = []
@@ -336,7 +301,7 @@ def _comparisons(
                 "question": item.get("question", ""),
                 "truth": item.get("truth_text") or item.get("truth"),
                 "sides": [
-                    {"name": name, "figure": picture_svg(folder, side), **side}
+                    {"name": name, "figure": picture_svg(folder, side, address), **side}
                     for name, side in sides
                     if side
                 ],
@@ -345,48 +310,24 @@ def _comparisons(
     return pairs
 
 
-def picture_svg(folder: Path, item: dict[str, Any]) -> Markup | None:
+def picture_svg(
+    folder: Path, item: dict[str, Any], address: Callable[[Path], str] = data_uri
+) -> Markup | None:
     """The picture with its predicted and its true box (dashed); None if it is not in the run folder."""
-    uri = _data_uri(folder, item.get("picture"))
-    if uri is None:
+    path = _first_picture(folder, item.get("picture"))
+    if path is None:
         return None
-    width, height = (float(v) for v in item.get("size") or (1, 1))
-    marks = [f'<image href="{uri}" width="{width:g}" height="{height:g}" preserveAspectRatio="none"/>']
-    halos, boxes = [], []
-    for key, name in (("predicted_box", "predicted"), ("truth_box", "true")):
-        box = item.get(key)
-        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
-            continue
-        # Replies are hostile: a box of 1e300 pixels is drawn at the border.
-        x1, x2 = sorted(min(max(float(v), -width), 2 * width) for v in (box[0], box[2]))
-        y1, y2 = sorted(min(max(float(v), -height), 2 * height) for v in (box[1], box[3]))
-        shape = f'x="{x1:g}" y="{y1:g}" width="{x2 - x1:g}" height="{y2 - y1:g}"'
-        halos.append(f'<rect class="halo" {shape}/>')
-        boxes.append(f'<rect class="{name}" {shape}/>')
-    # The dashed true box is drawn last: where both agree, the predicted one shows between the dashes.
-    marks += halos + boxes
-    return Markup(
-        f'<svg class="picture" viewBox="0 0 {width:g} {height:g}" role="img">{"".join(marks)}</svg>'
-    )
+    width, height = (float(v) for v in item.get("size") or png_size(path) or (1, 1))
+    kinds: tuple[tuple[str, Kind], ...] = (("predicted_box", "predicted"), ("truth_box", "true"))
+    boxes = [(box_from(item.get(key)), kind) for key, kind in kinds]
+    marks = [Mark(box=box, kind=kind) for box, kind in boxes if box is not None]
+    return draw(address(path), (width, height), marks)
 
 
-def _data_uri(folder: Path, name: Any) -> str | None:
-    """A PNG of the run folder as a data URI. Anything outside the folder, absent, huge or not PNG: None."""
+def _first_picture(folder: Path, name: Any) -> Path | None:
     if isinstance(name, list):
         name = name[0] if name else None
-    if not isinstance(name, str):
-        return None
-    path = (folder / name).resolve()
-    if (
-        not path.is_relative_to(folder.resolve())
-        or not path.is_file()
-        or path.stat().st_size > LARGEST_PICTURE
-    ):
-        return None
-    data = path.read_bytes()
-    if not data.startswith(b"\x89PNG"):
-        return None
-    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+    return picture_path(folder, name, LARGEST_PICTURE)
 
 
 def _replies(folder: Path, shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -397,7 +338,9 @@ def _replies(folder: Path, shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if key not in problems and len(problems) == SHOWN_PROBLEMS:
             break
         about = {"question": item.get("question", ""), "answer": item.get("answer"), "replies": []}
-        problem = problems.setdefault(key, about | {"uri": _data_uri(folder, item.get("pictures"))})
+        if key not in problems:
+            path = _first_picture(folder, item.get("pictures"))
+            problems[key] = about | {"uri": data_uri(path) if path else None}
         reply = {"text": item.get("text", ""), "reward": item.get("reward"), "parts": item.get("parts") or {}}
-        problem["replies"].append(reply)
+        problems[key]["replies"].append(reply)
     return list(problems.values())

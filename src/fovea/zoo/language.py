@@ -20,6 +20,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 from fovea.boxes import convert, fill, marks
 from fovea.models.adapter import Prompt
 from fovea.models.policy import Policy
+from fovea.models.qwen_vision import grids_of
 from fovea.models.shared_prefix import prefill
 from fovea.tasks import STYLES, open_task
 from fovea.tasks.scenes import generator
@@ -69,7 +70,7 @@ def lesson(policy: Policy, problem: Problem) -> Lesson:
     reply = torch.tensor([*encoded["input_ids"], policy.eos_ids[0]])
     start, ends = len(prompt.token_ids) - 1, np.array([end for _, end in encoded["offset_mapping"]])
     merged = policy.model.config.vision_config.spatial_merge_size
-    cells = [(int(h) // merged, int(w) // merged) for _, h, w in prompt.grids.tolist()]
+    cells = [(int(h) // merged, int(w) // merged) for _, h, w in grids_of(prompt)]
     before = np.cumsum([0, *(rows * columns for rows, columns in cells)])
     looks = []
     for char, picture, (x1, y1, x2, y2) in marks(target, to_frame, frame, which):
@@ -83,7 +84,7 @@ def lesson(policy: Policy, problem: Problem) -> Lesson:
 
 
 def _with_reply(prompt: Prompt, ids: torch.Tensor) -> Prompt:
-    positions = (prompt.next_position + torch.arange(len(ids))).expand(3, -1)
+    positions = (prompt.next_position + torch.arange(len(ids))).expand(len(prompt.positions), -1)
     return replace(
         prompt,
         token_ids=torch.cat([prompt.token_ids, ids]),
@@ -120,7 +121,7 @@ def hidden_states(
 def cell_places(rows: list[Prompt], merged: int) -> torch.Tensor:
     """float32 [image tokens, 2]: x and y of every cell's centre, 0 to 1 of its picture."""
     places = []
-    for _, height, width in (grid for row in rows for grid in row.grids.tolist()):
+    for _, height, width in (grid for row in rows for grid in grids_of(row)):
         y, x = torch.meshgrid(torch.arange(height // merged), torch.arange(width // merged), indexing="ij")
         centre = torch.stack(
             [(x.flatten() + 0.5) / (width // merged), (y.flatten() + 0.5) / (height // merged)]

@@ -194,7 +194,7 @@ def _step(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     images = [scene.image for scene in scenes]
     inputs = policy.processor.image_processor(images=images, return_tensors="pt")
-    out = policy.family.encode_images(policy.model, inputs["pixel_values"], inputs["image_grid_thw"])
+    out = policy.family.encode_images(policy.model, dict(inputs))
     targets = dense_targets(scenes, facts)
     loss, report = dense_loss(out.features, head, targets, facts)
     for features in out.deepstack:

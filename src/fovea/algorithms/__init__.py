@@ -1,0 +1,76 @@
+"""Advantages, losses, denominators, loss terms and replay: values and pure functions of tensors.
+
+    ALGORITHMS["dapo"]          one row of the table (`table`)
+    step_advantages(...)        rewards to advantages (`advantages`)
+    token_weights, token_loss   the loss as a plain sum over tokens (`loss`)
+    loss_terms(section)         entropy bonus, top-entropy tokens, Clip-Cov, KL-Cov (`terms`)
+    SelectiveReplay(...)        samples kept for later steps (`replay`)
+
+Not here: sampling, forward passes, the optimizer (`fovea.training`).
+"""
+
+from fovea.algorithms.advantages import (
+    Moments,
+    Reduce,
+    alone,
+    group_advantages,
+    overlong_penalty,
+    step_advantages,
+)
+from fovea.algorithms.loss import (
+    LOG_RATIO_LIMIT,
+    RatioSums,
+    Totals,
+    importance_correction,
+    kl_estimates,
+    ratio_sums,
+    sequence_log_ratios,
+    token_loss,
+    token_ratio,
+    token_weights,
+    totals,
+)
+from fovea.algorithms.replay import SelectiveReplay, Stored, make_replay
+from fovea.algorithms.table import ALGORITHMS, Algorithm, Denominator, algorithm_of, find_algorithm
+from fovea.algorithms.terms import (
+    ClipCov,
+    EntropyBonus,
+    KlCov,
+    TokenView,
+    TopEntropy,
+    loss_terms,
+)
+
+__all__ = [
+    "ALGORITHMS",
+    "LOG_RATIO_LIMIT",
+    "Algorithm",
+    "ClipCov",
+    "Denominator",
+    "EntropyBonus",
+    "KlCov",
+    "Moments",
+    "RatioSums",
+    "Reduce",
+    "SelectiveReplay",
+    "Stored",
+    "TokenView",
+    "TopEntropy",
+    "Totals",
+    "algorithm_of",
+    "alone",
+    "find_algorithm",
+    "group_advantages",
+    "importance_correction",
+    "kl_estimates",
+    "loss_terms",
+    "make_replay",
+    "overlong_penalty",
+    "ratio_sums",
+    "sequence_log_ratios",
+    "step_advantages",
+    "token_loss",
+    "token_ratio",
+    "token_weights",
+    "totals",
+]

@@ -1,0 +1,198 @@
+"""Loss terms: weights on the policy gradient, or an extra loss, on named forward variants (`fovea.types.LossTerm`).
+
+    EntropyBonus    -c · mean entropy                         an extra loss
+    TopEntropy      only the tokens of highest entropy        weights    arXiv:2506.01939
+    ClipCov         some high-covariance tokens left out      weights    arXiv:2505.22617
+    KlCov           a KL on the tokens of highest covariance  an extra loss    arXiv:2505.22617
+
+A term that must see the whole mini-batch before its first pass (a quantile, a covariance) says `picks = True`; the
+update then scores the rows once more, without gradient. Every term's denominator is the mini-batch's counted tokens,
+over all workers. Not here: the forward passes (`fovea.training.update`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fovea.config import AlgorithmSection
+from fovea.types import LossTerm, UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenView:
+    """Tokens of a mini-batch as a loss term sees them; N tokens of one pass, or all of them in `pick`.
+
+    Example: TokenView(log_probs=lp, entropy=h, old_log_probs=lp, advantages=a, mask=m, total=64.0, seed=(0, 3))
+    """
+
+    log_probs: Tensor
+    """[N], of the current policy; with gradient in `loss`, without in `pick`."""
+    entropy: Tensor
+    """[N], as `log_probs`."""
+    old_log_probs: Tensor
+    """[N], what the ratio compares with."""
+    advantages: Tensor
+    """[N]."""
+    mask: Tensor
+    """[N], 1 where a token counts."""
+    total: float
+    """Counted tokens of the mini-batch, over all workers: the denominator of a term's mean."""
+    seed: tuple[int, ...]
+    """(run's seed, step, optimizer step of the rollout), for terms that draw."""
+    others: Mapping[str, Tensor]
+    """[N] log-probs of the same tokens under the other forward variants, by name, without gradient."""
+    picked: Tensor | None = None
+    """[N], in `loss`: what the term's own `pick` returned for these tokens; None for a term that picks nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EntropyBonus:
+    """L = -c · Σ m H / Σ m: rewards the policy for staying uncertain. Example: EntropyBonus(coefficient=0.01)"""
+
+    coefficient: float
+    name: str = "entropy_bonus"
+    variants: tuple[str, ...] = ("trained",)
+    picks: bool = False
+    weighs: bool = False
+
+    def pick(self, view: TokenView) -> Tensor:
+        """All ones; never asked for."""
+        return torch.ones_like(view.mask)
+
+    def loss(self, variant: str, view: TokenView) -> Tensor:
+        """[] of these tokens."""
+        return -self.coefficient * (view.entropy * view.mask).sum() / max(view.total, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopEntropy:
+    """1 on the `share` of counted tokens whose entropy is highest, 0 on the others (arXiv:2506.01939).
+
+    The threshold is the (1 - share) quantile of the entropies of the whole mini-batch under the current policy, with
+    linear interpolation; tokens at the threshold count. The loss keeps its denominator: tokens left out stay in it,
+    as in the paper's equation and TRL's `top_entropy_quantile`. Example: TopEntropy(share=0.2)
+    """
+
+    share: float
+    name: str = "top_entropy"
+    variants: tuple[str, ...] = ()
+    picks: bool = True
+    weighs: bool = True
+
+    def pick(self, view: TokenView) -> Tensor:
+        """[N], 0 or 1."""
+        counted = view.entropy[view.mask > 0]
+        if len(counted) == 0:
+            return torch.zeros_like(view.mask)
+        # torch.quantile refuses more than 2^24 numbers; the sorted tensor does not.
+        place = (1 - self.share) * (len(counted) - 1)
+        below = int(place)
+        ordered = counted.sort().values
+        above = min(below + 1, len(counted) - 1)
+        threshold = ordered[below] + (place - below) * (ordered[above] - ordered[below])
+        return (view.entropy >= threshold).to(view.entropy.dtype) * (view.mask > 0)
+
+    def loss(self, variant: str, view: TokenView) -> Tensor | None:
+        """Nothing."""
+        return None
+
+
+def covariance_terms(view: TokenView) -> Tensor:
+    """[N]: (log π - mean log π)(A - mean A) over the counted tokens, 0 elsewhere: arXiv:2505.22617, equation 8.
+
+    Its mean is the covariance that drives the entropy down; a few tokens carry most of it.
+    """
+    mask = view.mask
+    n = mask.sum().clamp(min=1.0)
+    log_probs, advantages = view.log_probs.detach(), view.advantages
+    centred = log_probs - (log_probs * mask).sum() / n
+    return centred * (advantages - (advantages * mask).sum() / n) * mask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipCov:
+    """0 on `share` of the counted tokens, drawn among those of covariance `low` to `high`; 1 elsewhere.
+
+    arXiv:2505.22617, equation 9, with its code's bounds 1 and 5. Where fewer are in the range all of them are taken.
+    Example: ClipCov(share=2e-4)
+    """
+
+    share: float
+    low: float = 1.0
+    high: float = 5.0
+    name: str = "clip_cov"
+    variants: tuple[str, ...] = ()
+    picks: bool = True
+    weighs: bool = True
+
+    def pick(self, view: TokenView) -> Tensor:
+        """[N], 0 or 1; drawn from `view.seed` alone."""
+        covariance = covariance_terms(view)
+        inside = ((covariance > self.low) & (covariance < self.high) & (view.mask > 0)).nonzero()[:, 0]
+        wanted = max(1, int(self.share * float(view.mask.sum())))
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(view.seed).generate_state(1)[0]))
+        chosen = inside[torch.randperm(len(inside), generator=generator)[:wanted].to(inside.device)]
+        kept = torch.ones_like(view.log_probs)
+        kept[chosen] = 0.0
+        return kept
+
+    def loss(self, variant: str, view: TokenView) -> Tensor | None:
+        """Nothing."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KlCov:
+    """c · Σ over the `share` of counted tokens of highest covariance of |log π - log π_old| / Σ m.
+
+    arXiv:2505.22617, equation 10, with the absolute log-ratio of its code. The tokens are chosen once an optimizer
+    step, on the whole mini-batch. Example: KlCov(share=2e-3)
+    """
+
+    share: float
+    coefficient: float = 1.0
+    name: str = "kl_cov"
+    variants: tuple[str, ...] = ("trained",)
+    picks: bool = True
+    weighs: bool = False
+
+    def pick(self, view: TokenView) -> Tensor:
+        """[N], 1 on the chosen tokens."""
+        covariance = covariance_terms(view).masked_fill(view.mask == 0, -torch.inf)
+        wanted = min(max(1, int(self.share * float(view.mask.sum()))), int((view.mask > 0).sum()))
+        picked = torch.zeros_like(view.mask)
+        picked[covariance.topk(wanted).indices] = 1.0
+        return picked
+
+    def loss(self, variant: str, view: TokenView) -> Tensor | None:
+        """[] of these tokens."""
+        assert view.picked is not None, "`picks` is true"
+        chosen = view.picked * view.mask
+        return (
+            self.coefficient
+            * ((view.log_probs - view.old_log_probs).abs() * chosen).sum()
+            / max(view.total, 1.0)
+        )
+
+
+def loss_terms(section: AlgorithmSection) -> tuple[LossTerm, ...]:
+    """The terms that the `algorithm:` section asks for. Raises UserError for two that choose tokens by covariance."""
+    if section.clip_cov > 0 and section.kl_cov > 0:
+        raise UserError(
+            "algorithm.clip_cov and kl_cov treat the same tokens in two ways; choose one of them."
+        )
+    terms: list[LossTerm] = []
+    if section.entropy_bonus > 0:
+        terms.append(EntropyBonus(coefficient=section.entropy_bonus))
+    if section.top_entropy < 1:
+        terms.append(TopEntropy(share=section.top_entropy))
+    if section.clip_cov > 0:
+        terms.append(ClipCov(share=section.clip_cov))
+    if section.kl_cov > 0:
+        terms.append(KlCov(share=section.kl_cov))
+    return tuple(terms)

@@ -1,0 +1,52 @@
+"""Qwen2-VL (arXiv:2409.12191): full vision attention over packed patches, boxes in thousandths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fovea.models.adapter import Family, ImageFeatures, embed
+from fovea.models.qwen_vision import FREEZE, media_ids, positions, render, vision_plan
+from fovea.models.resolution import cap_grid
+
+
+def matches(config: Any) -> bool:
+    return config.model_type == "qwen2_vl"  # type: ignore[no-any-return]
+
+
+def encode_images(model: Any, media: Mapping[str, Tensor]) -> ImageFeatures:
+    visual, grids = model.model.visual, media["image_grid_thw"]
+    plan = vision_plan(visual, grids, None, None)
+    out = visual(media["pixel_values"].to(visual.dtype), grid_thw=grids, **plan)
+    return ImageFeatures(features=out.pooler_output)
+
+
+def place(model: Any, token_ids: Tensor, image_mask: Tensor, images: ImageFeatures | None) -> dict[str, Any]:
+    return {"inputs_embeds": embed(model, token_ids, image_mask, images)}
+
+
+def text_model(model: Any) -> Any:
+    return model.model.language_model
+
+
+def lm_head(model: Any) -> torch.nn.Linear:
+    return model.lm_head  # type: ignore[no-any-return]
+
+
+FAMILY = Family(
+    name="qwen2_vl",
+    frame="thousandths",
+    matches=matches,
+    render=render,
+    media_ids=media_ids,
+    positions=positions,
+    encode_images=encode_images,
+    place=place,
+    text_model=text_model,
+    lm_head=lm_head,
+    freeze=FREEZE,
+    cap=cap_grid,
+)
