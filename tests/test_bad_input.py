@@ -136,7 +136,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda m: (m / "config.json").unlink(), r"no config\.json"),
     "config is not JSON": (lambda m: (m / "config.json").write_text("{"), "config of the model"),
     "config is a list": (lambda m: (m / "config.json").write_text("[]"), "config of the model"),
-    "unknown family": (edit_config(model_type="foo"), "'foo' is not supported; supported: qwen2_5_vl"),
+    "unknown family": (edit_config(model_type="foo"), "'foo' is not supported; supported: qwen2_vl"),
     "text model": (edit_config(model_type="llama"), "'llama' is not supported"),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "no weights"),
     "half the weights": (

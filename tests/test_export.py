@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -233,6 +234,19 @@ def test_the_card_says_what_was_done_and_measured(runs: Runs, tmp_path: Path) ->
     assert "validation" in early
     assert "may have been chosen" in early
     assert "after 1 steps" in early
+    assert "code of the author's" not in early
+
+
+def test_the_card_says_what_the_command_lacks(runs: Runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs.full, run)
+    description = json.loads((run / "run.json").read_text())
+    description["run"] |= {"task": "mine", "data": None}
+    description["rewards"] = {"iou": 1.0, "short": 0.5}
+    (run / "run.json").write_text(json.dumps(description))
+    assert "author's, too, which is not in this folder: task `mine`, reward `short`." in readme(
+        find_source(run), "full"
+    )
 
 
 def test_a_checkpoint_can_be_named(runs: Runs, tmp_path: Path) -> None:
@@ -274,6 +288,30 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(runs: Runs, tmp_p
     shutil.rmtree(out)
     out.mkdir()
     assert export(runs.full, out).folder == out  # an empty folder is as good as none
+
+
+def test_a_full_disk_leaves_nothing(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = []
+
+    def copyfile(source: Path, target: Path) -> None:
+        copies.append(target)
+        if len(copies) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr("fovea.export.folder.shutil.copyfile", copyfile)
+    with pytest.raises(UserError, match=r"cannot be written to .*No space left.*make room"):
+        export(runs.full, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_went_on_with_an_adapter_names_the_model_below_it(runs: Runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs.lora, run)
+    description = json.loads((run / "run.json").read_text())
+    description["run"]["model"] = str(find_source(runs.lora, step=1).model)
+    (run / "run.json").write_text(json.dumps(description))
+    assert find_source(run).base_name == str(runs.base)
 
 
 def test_a_moved_base_can_be_named(runs: Runs, tmp_path: Path) -> None:

@@ -129,12 +129,16 @@ def test_models_that_cannot_be_trained_right_are_refused(family: str) -> None:
         make_policy(policy.model, policy.processor)
     policy.model.config.text_config.attention_dropout = 0.0
     policy.model.config.model_type = "llava"
-    with pytest.raises(UserError, match="supported: qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(UserError, match="supported: qwen2_vl, qwen2_5_vl, qwen3_vl"):
         make_policy(policy.model, policy.processor)
 
 
 def test_freezing_a_part(policy: Policy) -> None:
     make_policy(policy.model, policy.processor, freeze=("vision",))
+    for name, parameter in policy.model.named_parameters():
+        tower = name.startswith("model.visual.") and "merger" not in name
+        assert parameter.requires_grad != tower
+    make_policy(policy.model, policy.processor, freeze=("vision", "projector"))
     for name, parameter in policy.model.named_parameters():
         assert parameter.requires_grad != name.startswith("model.visual.")
     assert not policy.model.training

@@ -166,7 +166,7 @@ def test_one_prompt_object_is_encoded_once(policy: Policy) -> None:
 
 def test_only_trained_parameters_get_gradients() -> None:
     model = loud_policy("qwen2_5_vl").model
-    for freeze in (("vision",), ("text",)):
+    for freeze in (("vision", "projector"), ("text",)):
         policy = make_policy(model, loud_policy("qwen2_5_vl").processor, freeze=freeze)
         problems = different_problems()
         found = shared_gradients(policy, problems, ragged_rows(policy, len(problems), LENGTHS))

@@ -349,7 +349,7 @@ def test_records_of_any_shape_make_a_page(tmp_path):
         file.write(
             '{"step": "x", "reward_mean": null, "odd": [1], "big": 1' + "0" * 400 + ', "warnings": 5}\n'
         )
-        file.write('{"step": 9, "warnings": [{"name": "audit:x", "text": "fell"}, 7, null]}\n')
+        file.write('{"step": 9, "warnings": [{"name": "audit:x", "message": "fell"}, 7, null]}\n')
     client = client_of(folder)
     assert "audit:x: fell" in get(client, "")
     for at in range(len(odd)):

@@ -213,7 +213,7 @@ def measure(run: Run, task: Task | None = None) -> tuple[dict[str, Any], list[Ou
         instruction=instruction,
         samples=run.evaluation.samples,
         temperature=run.sampling.temperature,
-        rewards=list(run.rewards) or None,
+        rewards=[name for name in run.rewards if name in REWARDS] or None,  # not the user's functions
         outcomes=outcomes,
     )
     return {"model": run.model, "split": split, "seed": run.seed} | record, outcomes

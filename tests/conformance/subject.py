@@ -6,9 +6,11 @@ attention, fed by the reloaded processor: nothing of Fovea is in it.
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import inspect
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,6 +68,7 @@ class Subject:
 def subject(family: str) -> Subject:
     policy = loud_policy(family, **SIZES)
     folder = tempfile.mkdtemp(prefix=f"fovea-{family}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     policy.save(folder)
     plain = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa")
     return Subject(
@@ -73,11 +76,11 @@ def subject(family: str) -> Subject:
     )
 
 
-def doubled(one: Subject) -> Subject:
-    """The same in float64; what it leaves behind is its own."""
-    models = [copy.deepcopy(model).double() for model in (one.policy.model, one.plain)]
+def converted(one: Subject, dtype: torch.dtype) -> Subject:
+    """The same in another float type; gradients that it leaves behind are its own."""
+    models = [copy.deepcopy(model).to(dtype) for model in (one.policy.model, one.plain)]
     for model in models:
-        if hasattr(model.config.text_config, "num_experts"):
+        if dtype == torch.float64 and hasattr(model.config.text_config, "num_experts"):
             model.set_experts_implementation("eager")  # torch's grouped product knows no float64
     return replace(one, policy=make_policy(models[0], one.policy.processor), plain=models[1])
 

@@ -5,7 +5,10 @@ a hub. What passes is written into docs/families.md (`FOVEA_WRITE_DOCS=1`); the 
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from conformance.subject import (
     WIDE,
     Row,
     Subject,
-    doubled,
+    converted,
     plain_inputs,
     plain_log_probs,
     plain_prompt,
@@ -113,7 +116,7 @@ def pictures_one_by_one(one: Subject) -> None:
 def gradients_are_plain(one: Subject) -> None:
     """Every parameter, vision tower included, in one pass, in several, and with completions cut into segments; in
     float64, because the true gradient of an attention key's bias is 0 and float32 leaves only rounding of it."""
-    one = doubled(one)
+    one = converted(one, torch.float64)
     problems = [ONE, NONE, TWO]
     rows = ragged_rows(one.policy, len(problems), LENGTHS)
     weights = torch.linspace(-1, 1, sum(LENGTHS), dtype=torch.float64)
@@ -135,6 +138,31 @@ def gradients_of(model: Any) -> dict[str, Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
+
+
+def bfloat16_runs(one: Subject) -> None:
+    """Scores near those of float32, and a finite gradient for every parameter that has one in plain transformers."""
+    half = converted(one, torch.bfloat16)
+    problems = [ONE, NONE, TWO]
+    rows = ragged_rows(one.policy, len(problems), LENGTHS)
+    exact, _ = score(one.policy, one.prompts(problems), rows, SAMPLING)
+    rounded, _ = score(half.policy, half.prompts(problems), rows, SAMPLING)
+    assert rounded.dtype == torch.float32
+    assert float((rounded - exact).abs().mean()) < 0.15
+    SharedPrefillEngine(half.policy).generate(half.prompts(problems), 2, SAMPLING, seed=(0, 0))
+    backward(half.policy, half.prompts(problems), rows, SAMPLING, lambda i, lp, h: lp.mean())
+    plain_log_probs(half, problems, rows, SAMPLING)[0].mean().backward()
+    ours, plain = gradients_of(half.policy.model), gradients_of(half.plain)
+    assert ours.keys() == plain.keys()
+    assert all(bool(gradient.isfinite().all()) for gradient in ours.values())
+
+
+def another_picture_differs(one: Subject) -> None:
+    """The control: what the checks above compare does depend on the pixels."""
+    other = replace(ONE, images=(picture(84, 140, 99),))
+    rows = ragged_rows(one.policy, 1, (20,))
+    ours, theirs = (score(one.policy, one.prompts([asked]), rows, SAMPLING)[0] for asked in (ONE, other))
+    assert float((ours - theirs).abs().max()) > 1e-2
 
 
 def flat(groups: Sequence[tuple[Completion, ...]]) -> list[Row]:
@@ -230,6 +258,8 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "ragged completions": ragged_completions,
     "pictures one by one": pictures_one_by_one,
     "gradients = plain": gradients_are_plain,
+    "bfloat16": bfloat16_runs,
+    "another picture differs": another_picture_differs,
     "generation = scoring": generation_is_scoring,
     "greedy = generate": greedy_is_generate,
     "interleaved": interleaved,
@@ -257,3 +287,17 @@ def test_the_matrix_in_the_docs_is_what_ran() -> None:
     assert shown.keys() == everything, (
         "a family or a check is missing; write the page with FOVEA_WRITE_DOCS=1"
     )
+
+
+def test_the_oldest_transformers_of_the_page_is_the_one_that_is_asked_for() -> None:
+    root = Path(__file__).parents[2]
+    asked = next(
+        line
+        for line in tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+        if line.startswith("transformers")
+    )
+    page = (root / "docs" / "families.md").read_text("utf-8")
+    oldest = re.search(r"Tested with transformers (\d+\.\d+)\.", page)
+    assert oldest is not None
+    assert asked.startswith(f"transformers>={oldest[1]},")
+    assert asked in page

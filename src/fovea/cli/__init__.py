@@ -22,6 +22,7 @@ from fovea.cli.measuring import evaluate, score
 from fovea.cli.problems import tasks_check, tasks_list, tasks_show
 from fovea.cli.runs import recipes, report, sft, study, train
 from fovea.cli.shared import ReaderLeft, print_text
+from fovea.cli.viewing import view
 
 COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "train": train,
@@ -34,7 +35,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "study": study,
     "export": export,
     "report": report,
-    "view": report,
+    "view": view,
     "bench": bench,
     "doctor": doctor,
     "zoo": {"build": zoo_build, "card": zoo_card},
@@ -75,7 +76,7 @@ def build_app() -> typer.Typer:
             app.add_typer(group, name=name)
         else:
             context = PASS_ON if name == "study" else None
-            app.command(name, context_settings=context, hidden=name == "view")(command)
+            app.command(name, context_settings=context)(command)
     return app
 
 

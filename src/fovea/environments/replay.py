@@ -12,6 +12,7 @@ Try it:
     state = lake.state()                    # plain JSON, for a checkpoint
     again = restore(state)                  # stands where `lake` stands; again.last is its last answer
 
+A journal begins at the last seeded reset: whoever seeds every episode keeps journals of one episode.
 Not here: episodes, rewards, agents.
 """
 

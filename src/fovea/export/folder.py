@@ -207,11 +207,16 @@ def _write_picture_sizes(folder: Path) -> None:
 def _publish(partial: Path, target: Path) -> None:
     """Everything on the disk first, then one rename."""
     for path in [*partial.rglob("*"), partial]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(path)
     if target.is_dir():
         target.rmdir()  # it is empty
     partial.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -14,6 +14,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from fovea.export.source import Source, public_name
+from fovea.rewards import REWARDS
+from fovea.tasks import TASKS
 from fovea.viewer.display import interval
 from fovea.viewer.report import measures_of
 
@@ -32,6 +34,7 @@ def readme(source: Source, form: str) -> str:
         "\n".join(_made(source, form)),
         "The command that makes it again:",
         f"```\n{reproduce(source)}\n```",
+        *_own_code(source),
         f"Versions: {_versions(source)}.",
         "## What it was not tested on",
         "\n".join(_untested(source)),
@@ -216,6 +219,16 @@ def reproduce(source: Source) -> str:
             word = Path(word).name
         shown.append(word)
     return shlex.join(shown)
+
+
+def _own_code(source: Source) -> Iterator[str]:
+    """A run of the Python API may have been given what no command can name."""
+    run, rewards = source.run, (source.record["run"] or {}).get("rewards") or {}
+    own = [f"reward `{name}`" for name in rewards if name not in REWARDS]
+    if not run.get("data") and str(run.get("task")).partition("@")[0] not in TASKS:
+        own.insert(0, f"task `{run.get('task')}`")
+    if own:
+        yield f"It needs code of the author's, too, which is not in this folder: {', '.join(own)}."
 
 
 def _is_path(text: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fovea import checkpoints
+from fovea.models.finetune import is_adapter, section_of
 from fovea.models.policy import TINY
 from fovea.runlog import read_run
 from fovea.training.stopping import best_of
@@ -46,7 +47,7 @@ class Source:
     @property
     def is_adapter(self) -> bool:
         """Whether the checkpoint holds a LoRA adapter instead of all weights."""
-        return (self.model / "adapter_config.json").is_file()
+        return is_adapter(self.model)
 
     @property
     def dtype(self) -> str:
@@ -83,6 +84,8 @@ def find_source(
     record = read_run(folder)
     saved = checkpoints.read(chosen) if chosen is not None else _choose(folder, record, step, best)
     name = base or str((record["run"].get("run") or {}).get("model", ""))
+    while is_adapter(name):  # the run went on with an adapter that another run had trained
+        name = section_of(Path(name))[0]
     return Source(
         run_folder=folder,
         record=record,

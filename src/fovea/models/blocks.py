@@ -133,9 +133,7 @@ def _fold(x: Tensor) -> Tensor:
     return x.flatten(2, 3)
 
 
-def _scores(
-    q: Tensor, k: Tensor, scale: float, a: int, b: int, causal: bool, mask: Tensor | None
-) -> Tensor:
+def _scores(q: Tensor, k: Tensor, scale: float, a: int, b: int, causal: bool, mask: Tensor | None) -> Tensor:
     """Scaled scores of queries a to b, [B, KV, groups, b - a, m], float32 or better."""
     folded = _fold(_grouped(q[:, :, a:b], k.shape[1]))
     scores = (folded @ k.transpose(-1, -2)).to(accurate(q)) * scale

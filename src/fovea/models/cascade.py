@@ -107,9 +107,7 @@ class AttendPlan:
         if window not in self.meetings:
             self.meetings[window] = self._meetings(layer, window, query)
         prefix = (*self.prefix_keys[layer], *self.prefix_values[layer])
-        return _Cascade.apply(
-            query, key, value, scale, self.spans, self.rows, self.meetings[window], *prefix
-        )
+        return _Cascade.apply(query, key, value, scale, self.spans, self.rows, self.meetings[window], *prefix)
 
     def _meetings(self, layer: int, window: int | None, like: Tensor) -> Meetings:
         steps = torch.cat([torch.arange(length) for length in self.lengths])
@@ -200,9 +198,7 @@ def _own_past_backward(block: Block, tiles: Sequence[Tile], scale: float) -> tup
     d_q = torch.empty_like(block.q)
     d_k, d_v = torch.zeros_like(block.k), torch.zeros_like(block.v)
     for t in tiles:
-        d_out, q, out, lse = (
-            x[:, :, t.start : t.stop] for x in (block.d_out, block.q, block.out, block.lse)
-        )
+        d_out, q, out, lse = (x[:, :, t.start : t.stop] for x in (block.d_out, block.q, block.out, block.lse))
         k, v = block.k[:, :, t.low : t.high], block.v[:, :, t.low : t.high]
         part = block_backward(Block(d_out, q, k, v, out, lse), scale, causal=t.causal, mask=t.mask)
         d_q[:, :, t.start : t.stop] = part[0]

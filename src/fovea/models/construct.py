@@ -90,12 +90,20 @@ def random_model(config: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1 and not parameter.any():  # Gemma 3's projector: no picture would come through
-                torch.nn.init.normal_(parameter, std=0.02)
+        _wake(model)
     model.generation_config.pad_token_id = config.text_config.pad_token_id
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     return model.float().eval()
+
+
+def _wake(model: Any) -> None:
+    """Mend two starts that would hide what a tiny model is for: Gemma 3's projector is zero, so no picture comes
+    through, and Qwen3.5's memories decay to nothing within two tokens, so no prompt does."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".A_log"):
+            torch.nn.init.uniform_(parameter, -7.0, -2.0)
+        elif parameter.ndim > 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
 
 
 def random_policy_parts(family: str, seed: int = 0, **sizes: Any) -> tuple[Any, Any]:

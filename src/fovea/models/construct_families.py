@@ -366,7 +366,7 @@ def _idefics3_processor(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, templa
 
 
 def _smolvlm_processor(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, template: str) -> Any:
-    edges = {
+    edges: dict[str, Any] = {
         "size": {"longest_edge": 3 * sizes.image_size},
         "max_image_size": {"longest_edge": sizes.image_size},
     }

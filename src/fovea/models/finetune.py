@@ -98,6 +98,10 @@ def add_adapter(
         torch.manual_seed(seed)
         adapter = get_peft_model(model, config)
     adapter.eval()
+    for module in model.modules():
+        # on some CPUs bitsandbytes rewrites the 4-bit weights of a module in eval mode for a product without gradient
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return adapter
 
 
@@ -145,7 +149,7 @@ def _pattern(wanted: Sequence[str], modules: Sequence[str]) -> str:
         *stack, leaf = name.split(".")
         leaves[".".join(stack[:3])].add(leaf)
     short = "|".join(
-        rf"{re.escape(stack)}\..*\.(?:{'|'.join(map(re.escape, sorted(names)))})"
+        rf"{re.escape(stack)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, sorted(names)))})"
         for stack, names in sorted(leaves.items())
     )
     if {name for name in modules if re.fullmatch(short, name)} == set(wanted):

@@ -2,7 +2,7 @@
 sliding window between global ones.
 
 The two masks that this takes are made of tiles (`tiles.py`); the two rotary frequencies are transformers' business.
-Pan-and-scan (a picture and its crops) is off unless the model's processor turns it on.
+Pan-and-scan (crops of a long picture beside it) stays off: transformers' processor does it only when a call asks.
 """
 
 from __future__ import annotations
@@ -35,17 +35,14 @@ def render(processor: Any, images: Sequence[Image.Image], text: str) -> Rendered
 
 
 def unpack(processor: Any, out: Any, images: Sequence[Image.Image]) -> Pictures:
-    """pixel_values [pictures and their crops, 3, side, side]; a picture's crops follow it."""
+    """pixel_values [pictures, 3, side, side]."""
     pixels = out["pixel_values"]
-    rows = (1,) * len(images)
-    if len(pixels) > len(images):  # pan-and-scan; the processor keeps the numbers of crops to itself
-        crops = processor.image_processor(images)["num_crops"]
-        rows = tuple(1 + int(n) for n in torch.as_tensor(crops).flatten())
+    assert len(pixels) == len(images), "no crops"
     height, width = (int(side) for side in pixels.shape[-2:])
     return Pictures(
         media={"pixel_values": pixels},
-        rows={"pixel_values": rows},
-        tokens=tuple(n * processor.image_seq_length for n in rows),
+        rows={"pixel_values": (1,) * len(images)},
+        tokens=(processor.image_seq_length,) * len(images),
         resized=((width, height),) * len(images),
     )
 

@@ -261,7 +261,7 @@ def load_policy(
     with quiet():
         with explained(f"The config of the model {model!r}", "copy or download the folder again"):
             config, _ = PreTrainedConfig.get_config_dict(source, local_files_only=local)
-        family_of(SimpleNamespace(model_type=config.get("model_type")))
+            family_of(SimpleNamespace(model_type=config.get("model_type")))
         fix = "it needs tokenizer.json and processor_config.json as its publisher ships them"
         with explained(f"The tokenizer or processor of the model {model!r}", fix):
             processor = AutoProcessor.from_pretrained(chat or source, local_files_only=local)

@@ -1,7 +1,7 @@
 """Qwen3-VL with a mixture of experts (arXiv:2511.21631): Qwen3-VL around another language model.
 
 The router runs as in a plain forward pass: no load-balancing loss is added, no noise, and it is trained like any
-other weight (list it in `freeze` where that is not wanted).
+other weight of the text model.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -88,9 +89,7 @@ def completion_rows(lengths: Sequence[int], before: dict[int, State], device: to
     width = max(2, *lengths) if len(lengths) > 1 else max(2, lengths[0])
     places = torch.cat([torch.arange(n) + i * width for i, n in enumerate(lengths)])
     full = min(lengths) == width
-    return Recurrence(
-        shape=(len(lengths), width), places=None if full else places.to(device), before=before
-    )
+    return Recurrence(shape=(len(lengths), width), places=None if full else places.to(device), before=before)
 
 
 def token_rows(before: dict[int, State]) -> Recurrence:
@@ -100,7 +99,7 @@ def token_rows(before: dict[int, State]) -> Recurrence:
 
 
 class Fork:
-    """What a gated delta net takes for its cache (the five methods that it calls), for one call of one layer."""
+    """What a gated delta net takes for its cache (the methods that it calls), for one call of one layer."""
 
     def __init__(self, recurrence: Recurrence, layer: int) -> None:
         self.recurrence = recurrence
@@ -118,6 +117,20 @@ class Fork:
     def is_recording_past(self, layer: int) -> bool:
         """True keeps the layer from the kernel that overwrites the convolution's inputs in place."""
         return not self.recurrence.decoding
+
+    # transformers 5.19 and 5.20 ask the same three things of `has_previous_state` and of the cache's layer itself
+    def has_previous_state(self, layer: int, state_idx: int = 0) -> bool:
+        return self.get_recurrent_state(layer) is not None
+
+    @property
+    def layers(self) -> dict[int, SimpleNamespace]:
+        return {
+            self._layer: SimpleNamespace(
+                conv_states=[self.get_conv_state(self._layer)],
+                recurrent_states=[self.get_recurrent_state(self._layer)],
+                record_past=self.is_recording_past(self._layer),
+            )
+        }
 
     def update_conv_state(self, inputs: Tensor, layer: int, conv_kernel_size: int) -> Tensor:
         """`inputs` [B, channels, T] -> the last ones before them, then they; remembers the last of all."""

@@ -80,12 +80,12 @@ def _put_in(tokenizer: Any, ids: list[int], text: str) -> tuple[list[int], list[
         stretch = tokenizer.decode(
             ids[left + 1 : right], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        if stretch.count(STAND_IN) == 1:
+        if stretch.count(STAND_IN) == 1 and tokenize_plain(tokenizer, stretch) == ids[left + 1 : right]:
             middle = tokenize_plain(tokenizer, stretch.replace(STAND_IN, text))
             return ids[: left + 1], middle, ids[right:]
     raise UserError(
-        "The model's tokenizer or chat template changes private-use characters, so the question cannot be kept "
-        "apart from the template; use a byte-level tokenizer."
+        "The model's tokenizer or chat template changes private-use characters or cuts text by what stands before "
+        "it, so the question cannot be kept apart from the template; use a byte-level tokenizer."
     )
 
 

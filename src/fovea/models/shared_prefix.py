@@ -88,7 +88,9 @@ def runs(mask: Tensor) -> tuple[tuple[int, int], ...]:
     Example: runs(tensor([False, True, True, False, True])) == ((1, 3), (4, 5))
     """
     edges = torch.diff(torch.nn.functional.pad(mask.int(), (1, 1)))
-    return tuple(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True))
+    return tuple(
+        zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist(), strict=True)
+    )
 
 
 def score(
@@ -439,7 +441,9 @@ def _leaf_past(own: _Past, states: dict[int, State], stop: int) -> _Past:
     return _Past(
         keys={layer: x[:, :, :stop].detach().requires_grad_() for layer, x in own.keys.items()},
         values={layer: x[:, :, :stop].detach().requires_grad_() for layer, x in own.values.items()},
-        states={layer: State(*(x.detach().requires_grad_() for x in state)) for layer, state in states.items()},
+        states={
+            layer: State(*(x.detach().requires_grad_() for x in state)) for layer, state in states.items()
+        },
     )
 
 

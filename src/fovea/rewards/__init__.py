@@ -13,7 +13,7 @@ from fovea.rewards.functions import (
     weigh,
 )
 from fovea.rewards.journal import Journal, RewardEvent
-from fovea.rewards.scorer import Job, Scorer, Scores, ScorerSettings, make_scorer
+from fovea.rewards.scorer import Job, Scorer, ScorerSettings, Scores, make_scorer
 
 __all__ = [
     "REWARDS",

@@ -21,6 +21,9 @@ Thing: TypeAlias = tuple[Box | None, str]
 ANSWER_LIMIT = 10_000
 """An answer of more characters than this is no answer: it bounds every parser below."""
 
+MARKS_LIMIT = 30
+"""Text that people write never has more combining marks in a row (Unicode Standard Annex 15, Stream-Safe Text)."""
+
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # Possessive quantifiers (`++`): a run of digits is never taken back, so no input makes matching quadratic.
 _NUMBER = r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?"
@@ -184,13 +187,29 @@ def read_choice(answer: str | None) -> str | None:
 
 
 def normal_text(text: str) -> str:
-    """Text as compared: NFKC, case folded, white space collapsed, outer quotes, final full stop dropped."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Text as compared: NFKC, case folded, white space collapsed, outer quotes, final full stop dropped.
+
+    Without NFKC where more than `MARKS_LIMIT` combining marks follow each other: it sorts them in quadratic time.
+    """
+    if _longest_marks(text) <= MARKS_LIMIT:
+        text = unicodedata.normalize("NFKC", text)
+    plain = " ".join(text.casefold().split())
     plain = plain.removesuffix(".").rstrip()
     for quote in ('"', "'", "`"):
         if len(plain) >= 2 and plain.startswith(quote) and plain.endswith(quote):
             plain = plain[1:-1].strip()
     return plain.removesuffix(".").rstrip()
+
+
+def _longest_marks(text: str) -> int:
+    """Length of the longest run of combining marks."""
+    if text.isascii():
+        return 0
+    longest = run = 0
+    for char in text:
+        run = run + 1 if unicodedata.combining(char) else 0
+        longest = max(longest, run)
+    return longest
 
 
 def _json_of(answer: str) -> Any:

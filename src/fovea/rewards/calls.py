@@ -1,69 +1,27 @@
-"""What happens to a user's reward function inside its worker: loading, signature, one call, what came of it.
+"""One call of a user's reward function inside its worker, and what came of it.
 
-A function is called for the completions of one problem at a time, in one of two ways, told apart by its parameters:
-
-    f(text, problem) -> number, None, or {"reward": number, "name of a part": number, …}         once a completion
-    f(prompts, completions, completion_ids, **columns) -> a list of numbers or None              once a group (TRL)
-
-Nothing here raises for what the function does: every way to fail is a `Fault`. Not here: limits and killing
-(`workers.py`), weights and counting (`scorer.py`). No torch: a worker imports only what the user's file imports.
+Nothing here raises for what the function does: every way to fail is a `Fault`. Not here: finding the function
+(`loading.py`), limits and killing (`workers.py`), weights and counting (`scorer.py`). No torch: a worker imports
+only what the user's file imports.
 """
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
 import os
 import random
 import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import CodeType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-import cloudpickle
 import numpy as np
 
+from fovea.rewards.loading import LOADED, Fault, Form, Loaded, describe
 from fovea.types import Problem
-
-FaultKind = Literal["timeout", "died", "raised", "length", "type", "not_finite"]
-Style = Literal["fovea", "trl"]
-Form = Literal["text", "chat"]
-
-DETAIL_LIMIT = 400
-"""Characters of a user's error message that are kept: it may quote a whole reply."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Where a reward function comes from. Picklable, small.
-
-    Example: Source(name="rewards.py:short")
-    """
-
-    name: str
-    """As the recipe names it: `path/file.py:function`, `package.module:function`, or the key of a function given
-    to the Python API."""
-    pickled: bytes | None = None
-    """The function itself by cloudpickle (closures, lambdas and functions of `__main__` included)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fault:
-    """A way in which a reward failed.
-
-    Example: Fault(kind="raised", detail="ZeroDivisionError: division by zero (rewards.py:7)")
-    """
-
-    kind: FaultKind
-    detail: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +53,7 @@ class Batch:
 class Called:
     """What a call gave: a value (None: not scored) or a fault for each completion, and what it logged."""
 
-    values: tuple[float | None | Fault, ...]
+    values: tuple[float | Fault | None, ...]
     parts: dict[str, tuple[float, ...]]
     """Name of a part → its numbers, NaN where a completion has none. Never rewarded, only shown."""
     metrics: dict[str, float]
@@ -110,159 +68,7 @@ class TrainerState:
     max_steps: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
-    """A function that is ready to be called."""
-
-    function: Callable[..., Any]
-    style: Style
-    form: Form
-    code: str
-    """12 hexadecimal digits of the SHA-256 of its file, or of the function where it has none."""
-
-
 Outcome: TypeAlias = Called | Fault
-
-_LOADED: dict[str, Loaded] = {}  # of this worker process: a function is loaded once
-
-
-# --- loading ----------------------------------------------------------------------------------------------
-
-
-def find_function(source: Source) -> Callable[..., Any]:
-    """The function behind a source. A file is executed, with its own folder importable; so only in a worker.
-
-    Raises whatever loading it raises, and LookupError where the file or module has no such function.
-    """
-    if source.pickled is not None:
-        found = cloudpickle.loads(source.pickled)
-    else:
-        where, _, attribute = source.name.rpartition(":")
-        module = _file_module(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-        found = getattr(module, attribute, None)
-        if found is None:
-            raise LookupError(f"{where} has no function {attribute!r}")
-    if not callable(found):
-        raise LookupError(f"{source.name} is a {type(found).__name__}, not a function")
-    return found
-
-
-def _file_module(path: Path) -> Any:
-    """Execute a Python file under a name of its own; two functions of one file share the module."""
-    path = path.resolve()
-    name = f"fovea_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    if not path.is_file():
-        raise LookupError(f"the file {path.name} does not exist")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # `import helper` beside it works, as it does for a script
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None, "a path that ends in .py has a loader"
-    assert spec.loader is not None, "a path that ends in .py has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def code_of(function: Callable[..., Any]) -> str:
-    """12 digits that change when the function's file does (or, without a file, its byte code)."""
-    plain = _plain(function)
-    try:
-        data = Path(inspect.getsourcefile(plain) or "").read_bytes()
-    except (OSError, TypeError):
-        code = getattr(plain, "__code__", None)
-        data = repr((code.co_code, code.co_names)).encode() if code else repr(type(function)).encode()
-    return hashlib.sha256(data).hexdigest()[:12]
-
-
-def style_of(function: Callable[..., Any]) -> Style:
-    """Which of the two signatures a function has. Raises LookupError with one sentence if it has neither.
-
-    TRL's: it names `prompts`, `completions` or `completion_ids`, or takes keyword arguments only. Fovea's:
-    it can be called with two positional arguments.
-    """
-    try:
-        signature = inspect.signature(function)
-    except (ValueError, TypeError):
-        raise LookupError("it shows no signature; wrap it in `def reward(text, problem)`") from None
-    names = set(signature.parameters)
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    if names & {"prompts", "completions", "completion_ids"} or kinds == {inspect.Parameter.VAR_KEYWORD}:
-        return "trl"
-    try:
-        signature.bind("text", "problem")
-    except TypeError:
-        raise LookupError(
-            f"its parameters {signature} fit neither `reward(text, problem)` nor TRL's "
-            "`reward(prompts, completions, **kwargs)`; rename or remove parameters"
-        ) from None
-    return "fovea"
-
-
-def form_of(function: Callable[..., Any]) -> Form:
-    """Whether a TRL function reads completions as texts or as chat messages, from the constants in its code.
-
-    TRL hands over `[{"role": "assistant", "content": text}]` for conversational data sets and texts for others; a
-    function written for the first mentions the key "content", itself or in a function of its module that it calls.
-    """
-    seen: set[int] = set()
-    todo: list[Any] = [_plain(function)]
-    while todo and len(seen) < 200:
-        one = todo.pop()
-        if isinstance(one, CodeType):
-            code, scope = one, {}
-        elif isinstance(getattr(one, "__code__", None), CodeType):
-            code, scope = one.__code__, getattr(one, "__globals__", {})
-        else:
-            continue
-        if id(code) in seen:
-            continue
-        seen.add(id(code))
-        if "content" in code.co_consts:
-            return "chat"
-        todo.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
-        called = [scope.get(name) for name in code.co_names]
-        todo.extend(_plain(x) for x in called if inspect.isfunction(x) and x.__module__ == one.__module__)
-    return "text"
-
-
-def _plain(function: Any) -> Any:
-    """The Python function inside decorators, `functools.partial` and objects with `__call__`."""
-    while hasattr(function, "func") and not inspect.isfunction(function):
-        function = function.func
-    function = inspect.unwrap(function)
-    if inspect.isfunction(function) or inspect.ismethod(function):
-        return function
-    return inspect.unwrap(getattr(type(function), "__call__", function))  # noqa: B004
-
-
-def load(source: Source, form: Literal["auto", "text", "chat"] = "auto") -> dict[str, str] | Fault:
-    """Load a function into this worker; {"style", "form", "code"} or the fault that kept it from loading."""
-    try:
-        function = find_function(source)
-        one = Loaded(
-            function=function,
-            style=style_of(function),
-            form=form_of(function) if form == "auto" else form,
-            code=code_of(function),
-        )
-    except LookupError as error:
-        # KeyError and IndexError are LookupErrors too, but those come from the user's file.
-        detail = str(error) if type(error) is LookupError else describe(error)
-        return Fault(kind="raised", detail=detail)
-    except BaseException as error:
-        return Fault(kind="raised", detail=describe(error))
-    _LOADED[source.name] = one
-    return {"style": one.style, "form": one.form, "code": one.code}
-
-
-# --- calling ----------------------------------------------------------------------------------------------
 
 
 def call(name: str, batch: Batch, lifetime: float | None = None) -> Outcome:
@@ -275,7 +81,7 @@ def call(name: str, batch: Batch, lifetime: float | None = None) -> Outcome:
         faulthandler.dump_traceback_later(lifetime, exit=True, file=_devnull())
     try:
         seed_everything(batch.seed, batch.step, batch.problem.id, name)
-        one = _LOADED[name]
+        one = LOADED[name]
         return _call_trl(one, batch) if one.style == "trl" else _call_fovea(one, batch)
     except BaseException as error:  # SystemExit and KeyboardInterrupt of the user's code as well
         return Fault(kind="raised", detail=describe(error))
@@ -405,7 +211,7 @@ def trl_arguments(batch: Batch, form: Form) -> dict[str, list[Any]]:
 
 def missing_columns(name: str, problem: Problem) -> tuple[list[str], list[str]]:
     """(parameters without a default that no column of `problem` fills, the columns there are) of a loaded function."""
-    one = _LOADED[name]
+    one = LOADED[name]
     given = [*columns_of(problem), "prompts", "completions", "completion_ids"]
     given += ["trainer_state", "log_extra", "log_metric"]
     positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -423,13 +229,15 @@ def _awaited(value: Any) -> Any:
     if not inspect.isawaitable(value):
         return value
 
+    import asyncio
+
     async def wait() -> Any:
         return await value
 
     return asyncio.run(wait())
 
 
-def checked(value: Any) -> float | None | Fault:
+def checked(value: Any) -> float | Fault | None:
     """A returned value as a finite number; None stays None (not scored), the rest is a fault that says what it is.
 
     True and False count as 1 and 0, NumPy and torch scalars as their number. NaN is a fault, not "not scored":
@@ -467,15 +275,3 @@ def shown(value: Any) -> str:
     except BaseException:
         text = "?"
     return f"{type(value).__name__} {text[:60]}"
-
-
-def describe(error: BaseException) -> str:
-    """`ValueError: message (file.py:12)`: the last place in the user's own code, one line, bounded."""
-    try:
-        message = " ".join(str(error).split())[:DETAIL_LIMIT]
-    except BaseException:
-        message = ""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) != Path(__file__)]
-    own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename[:1] != "<"]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}{': ' if message else ''}{message}{place}"

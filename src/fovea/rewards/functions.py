@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from fovea.config import nearest
 from fovea.rewards import answers
 from fovea.rewards.answers import Box
 from fovea.types import AnswerKind, Problem, Reward, RunFailed, UserError
@@ -188,10 +187,14 @@ def correct(text: str, problem: Problem) -> bool:
 
 
 def is_reference(name: str) -> bool:
-    """Whether a reward's name points to a function of the user's: `path/file.py:function`, `package.module:function`."""
+    """Whether a name points to a function of the user's: `path/file.py:function` or `package.module:function`."""
     where, colon, function = name.rpartition(":")
     parts = [where] if where.endswith(".py") else where.split(".")
-    return bool(colon) and function.isidentifier() and (where.endswith(".py") or all(map(str.isidentifier, parts)))
+    return (
+        bool(colon)
+        and function.isidentifier()
+        and (where.endswith(".py") or all(map(str.isidentifier, parts)))
+    )
 
 
 def check_weights(weights: Mapping[str, float], known: Sequence[str] = ()) -> None:
@@ -205,6 +208,10 @@ def check_weights(weights: Mapping[str, float], known: Sequence[str] = ()) -> No
         )
     for name, weight in weights.items():
         if name not in REWARDS and name not in known and not is_reference(name):
+            from fovea.config import (
+                nearest,
+            )  # here and below: it would be half of what a reward worker imports
+
             names = [*REWARDS, *known]
             raise UserError(
                 f"There is no reward {name!r}{nearest(name, names)}; known: {', '.join(names)}. A function of your "
@@ -278,6 +285,8 @@ def score_json(
             "'\"text\"' (with both quotes) for a text."
         ) from None
     if kind is not None and kind not in _CORRECT:
+        from fovea.config import nearest
+
         raise UserError(
             f"There is no kind of answer {kind!r}{nearest(kind, list(_CORRECT))}; "
             f"known: {', '.join(_CORRECT)}."

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from fovea.rewards.calls import FaultKind
+from fovea.rewards.loading import FaultKind
 from fovea.types import UserError
 
 NAME = "reward_journal.jsonl"
@@ -65,7 +65,7 @@ class Entry:
     texts: str
     """`hash_texts` of the group."""
     code: str
-    """`calls.Loaded.code`: a corrected function is asked again."""
+    """`loading.Loaded.code`: a corrected function is asked again."""
     values: tuple[float | None, ...]
     """[G]; None: not scored."""
     parts: dict[str, tuple[float, ...]]

@@ -3,7 +3,7 @@
     with make_scorer({"iou": 1.0, "my_rewards.py:short": 0.2}, journal=folder / "reward_journal.jsonl") as scorer:
         scores = scorer.weigh(texts, problem, step=3)
 
-Not here: reading a user's function (`calls.py`), killing it (`workers.py`), advantages (`fovea.algorithms`).
+Not here: a user's function (`loading.py`, `calls.py`), killing it (`workers.py`), advantages (`fovea.algorithms`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-import cloudpickle
 import numpy as np
 
-from fovea.rewards.calls import Batch, Fault, Source
+from fovea.rewards.calls import Batch
 from fovea.rewards.functions import REWARDS, check_weights, is_reference, weigh
 from fovea.rewards.journal import HEAD, Entry, Journal, RewardEvent, hash_texts
+from fovea.rewards.loading import Fault, Source
 from fovea.rewards.workers import Search, Worker, default_memory
 from fovea.types import Problem, RunFailed, UserError
 
@@ -129,8 +129,8 @@ class Scorer:
                 lacking, there = self._workers[0].missing_columns(name, problem)
                 if lacking:
                     raise UserError(
-                        f"The reward {name!r} needs {', '.join(lacking)}, which problems of {problem.task} do not have; "
-                        f"rename the parameter to one of {', '.join(there)}, or give it a default."
+                        f"The reward {name!r} needs {', '.join(lacking)}, which problems of {problem.task} do not "
+                        f"have; rename the parameter to one of {', '.join(there)}, or give it a default."
                     )
 
     def describe(self) -> dict[str, dict[str, str]]:
@@ -313,8 +313,8 @@ def make_scorer(
 ) -> Scorer:
     """The scorer of a run.
 
-    `weights`: name → weight; a name is a built-in reward, `path/file.py:function`, `package.module:function` or a key of
-    `functions` (any callable of either signature, closures included). `audits`: more rewards by name that are
+    `weights`: name → weight; a name is a built-in reward, `path/file.py:function`, `package.module:function` or a key
+    of `functions` (any callable of either signature, closures included). `audits`: more rewards by name that are
     computed and never rewarded (names that are no reward are left to `fovea.audits`). `journal`: see `journal.py`.
     Raises UserError for an unknown name, a weight that is not finite and a function that cannot be pickled.
     """
@@ -340,6 +340,8 @@ def make_scorer(
 
 
 def _pickled(name: str, function: Callable[..., Any]) -> bytes:
+    import cloudpickle  # only runs with functions of their own pay for it
+
     try:
         return cloudpickle.dumps(function)
     except Exception as error:

@@ -21,7 +21,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fovea.rewards.calls import Batch, Called, Fault, Source, call, describe, load, missing_columns
+from fovea.rewards.calls import Batch, Called, call, missing_columns
+from fovea.rewards.loading import Fault, Source, describe, load
 from fovea.types import RunFailed, UserError
 
 START_LIMIT = 120.0
@@ -38,7 +39,7 @@ SEARCH_LIMITS = 4.0
 class Resolved:
     """What a reward gave to each completion of a group, faults found down to the completion."""
 
-    values: tuple[float | None | Fault, ...]
+    values: tuple[float | Fault | None, ...]
     parts: dict[str, tuple[float, ...]]
     metrics: dict[str, float]
 
@@ -163,7 +164,7 @@ class Search:
     limit: float
     first_only: bool = False
     """Stop at the first guilty one (the run is going to stop anyway); the others stay None."""
-    values: list[float | None | Fault] = field(default_factory=list)
+    values: list[float | Fault | None] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     spent: float = 0.0
@@ -197,7 +198,9 @@ class Search:
         left = SEARCH_LIMITS * self.limit - self.spent
         share = self.limit * max(len(chosen) / len(self.batch.texts), SMALLEST_SHARE)
         if left <= 0:
-            return Fault(kind="timeout", detail=f"not reached within {1 + SEARCH_LIMITS:g} x {self.limit:g} s")
+            return Fault(
+                kind="timeout", detail=f"not reached within {1 + SEARCH_LIMITS:g} x {self.limit:g} s"
+            )
         self.worker.start()
         began = time.monotonic()
         try:

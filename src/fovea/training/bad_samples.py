@@ -52,22 +52,32 @@ class BadSamples:
             )
 
 
-def check_largest(
-    policy: Policy, task: Task, instruction: str | None, check: Callable[[Prompt], object] | None = None
-) -> None:
-    """Render the problems of a task that are most likely too long, before the first minute is spent.
+def largest_prompts(
+    policy: Policy,
+    task: Task,
+    instruction: str | None,
+    check: Callable[[Prompt], object] | None = None,
+    *,
+    skip: bool = False,
+) -> list[Prompt]:
+    """The problems of a task that are most likely too long, rendered before the first minute is spent.
 
     Of a finite task: the one with the longest question, the one with the most pixels and the one with the longest
-    target among the first `SCANNED`; of an endless one the first. Raises UserError naming the problem.
+    target among the first `SCANNED`; of an endless one the first. Raises UserError naming a problem that cannot be
+    shown to the model, or leaves it out with `skip`.
     """
-    if task.size is None:
-        found = task.take(0, 1)[0]
-    else:
-        found = _largest(task, min(task.size, SCANNED))
-    for problem in found:
-        prompt = policy.prompt(problem, instruction)
-        if check is not None:
-            check(prompt)
+    prompts = []
+    for problem in task.take(0, 1)[0] if task.size is None else _largest(task, min(task.size, SCANNED)):
+        try:
+            prompt = policy.prompt(problem, instruction)
+            if check is not None:
+                check(prompt)
+        except UserError:
+            if not skip:
+                raise
+        else:
+            prompts.append(prompt)
+    return prompts
 
 
 def _largest(task: Task, n: int) -> list[Problem]:

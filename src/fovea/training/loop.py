@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fovea.config import Run
+from fovea.training.opening import Functions, open_session
 from fovea.training.problems import Tasks
 from fovea.training.resume import read_unfinished
 from fovea.training.setup import Session
@@ -23,15 +24,22 @@ from fovea.types import Observer, RunFailed, UserError
 
 
 def train(
-    run: Run, observers: Sequence[Observer] = (), *, tasks: Tasks | None = None, resume: bool = False
+    run: Run,
+    observers: Sequence[Observer] = (),
+    *,
+    tasks: Tasks | None = None,
+    functions: Functions | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Do a run and return its result (what result.json holds).
 
-    `tasks`: the user's own (training, validation, held-out) problems. `resume`: go on in the run's folder.
+    `tasks`: the user's own (training, validation, held-out) problems. `functions`: the user's own rewards, by the
+    names that the recipe weighs. `resume`: go on in the run's folder.
     Raises UserError, RunFailed, and Stopped after Ctrl-C or SIGTERM, when what was done is saved.
     """
     step = sft_step if run.method == "sft" else rl_step
-    with StopRequest() as stop, Session.open(run, observers, tasks=tasks, resume=resume) as session:
+    opened = open_session(run, observers, tasks=tasks, functions=functions, resume=resume)
+    with StopRequest() as stop, opened as session:
         try:
             while True:
                 if phase := session.due():
@@ -63,9 +71,11 @@ def resume(
     observers: Sequence[Observer] = (),
     *,
     tasks: Tasks | None = None,
+    functions: Functions | None = None,
 ) -> dict[str, Any]:
     """Go on with an unfinished run from its newest whole checkpoint. Raises as `train` does."""
-    return train(read_unfinished(folder, overrides), observers, tasks=tasks, resume=True)
+    run = read_unfinished(folder, overrides)
+    return train(run, observers, tasks=tasks, functions=functions, resume=True)
 
 
 def _stopped(session: Session, stop: StopRequest) -> Stopped:

@@ -41,6 +41,8 @@ _ROWS, _PREFIX_TOKENS = 512, 65536
 """What the default engine decodes together (`SharedPrefillEngine`)."""
 _LOGITS = 2**22
 """Logits of a head chunk (`fovea.models.head`)."""
+_HOLES = 1.7
+"""Measured: an adapter's many small tensors keep glibc from joining what large ones leave between them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,8 @@ class Footprint:
     """Bytes of a second copy of the weights; 0 where the reference is the base under an adapter."""
     adapter: int
     """Numbers of an adapter of rank 1 on all linear layers of the language model."""
+    adapted: bool
+    """There is an adapter in the model."""
     layers: int
     """Layers of the language model."""
     kept: float
@@ -92,8 +96,8 @@ class Plan:
     recompute: bool
     sampled: bool
     """RL: there is a rollout; False for SFT."""
-    foreach: bool
-    """The optimizer works on all weights at once (CUDA)."""
+    cpu: bool
+    """On a GPU the optimizer works on all weights at once; the CPU's allocator leaves holes."""
     rank: int | None = None
     """What if there were an adapter of this rank; None: as it is."""
     blind: bool = False
@@ -130,7 +134,7 @@ def plan_of(run: Run, policy: Policy, *, reference: bool) -> Plan:
         reference=reference,
         recompute=run.gradient_checkpointing,
         sampled=run.method == "rl",
-        foreach=policy.device.type == "cuda",
+        cpu=policy.device.type == "cpu",
     )
 
 
@@ -141,24 +145,25 @@ def estimate(foot: Footprint, plan: Plan) -> Estimate:
     kv = foot.kv * small
     kept = (foot.kept_recomputed if plan.recompute else foot.kept) * small
     layer = foot.kept / foot.layers * small * (2 if plan.recompute else 1)
-    tower = foot.seen / foot.tower_layers * small * 2
+    tower = foot.seen / foot.tower_layers * small * (2 if plan.recompute else 1)
     seen = foot.seen * small / (foot.tower_layers if plan.recompute else 1)
     seen *= foot.tower_trained and not plan.blind
+    holes = _HOLES if plan.cpu and (foot.adapted or plan.rank is not None) else 1.0
     together = min(plan.prompts, max(1, plan.tokens_per_pass // foot.prompt))
     tokens, pictured = together * foot.prompt, together * foot.pictured
     passed = min(plan.tokens_per_pass, together * plan.group * plan.reply)
     update = {
         "gradients": weights.numbers * weights.element,
-        "prompts": tokens * (kept + kv),
-        "pictures": pictured * (seen + tower),
-        "completions of a pass": passed * kept,
-        "logits": 24.0 * min(passed * foot.vocabulary, _LOGITS),
-        "one layer": max(tokens, passed) * layer,
+        "prompts": holes * tokens * (kept + kv),
+        "pictures": holes * pictured * (seen + tower),
+        "completions of a pass": holes * passed * kept,
+        "logits": holes * 24.0 * min(passed * foot.vocabulary, _LOGITS),
+        "one layer": holes * max(tokens, passed) * layer,
     }
     step = {
         "gradients": weights.numbers * weights.element,
         "float32 gradients": 4.0 * weights.numbers * weights.mastered,
-        "temporaries": 8.0 * (weights.numbers if plan.foreach else min(foot.largest, weights.numbers)),
+        "temporaries": 8.0 * (min(foot.largest, weights.numbers) if plan.cpu else weights.numbers),
     }
     phases = {"update": update, "optimizer step": step}
     if plan.sampled:
@@ -236,6 +241,7 @@ def measure(policy: Policy, prompts: Sequence[Prompt]) -> Footprint:
         if policy.adapter is not None
         else sum(p.numel() * p.element_size() for p in model.parameters()),
         adapter=sum(layer.in_features + layer.out_features for layer in linear),
+        adapted=policy.adapter is not None,
         layers=blocks["text"],
         kept=kept,
         kept_recomputed=min(kept, hidden * (blocks["text"] + 2) + kv),

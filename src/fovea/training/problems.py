@@ -10,7 +10,6 @@ import torch
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models import Policy, load_policy
-from fovea.rewards import weigh
 from fovea.tasks import open_data, open_task
 from fovea.tasks.data import DataTask
 from fovea.training.bad_samples import SCANNED
@@ -68,13 +67,12 @@ def _open(run: Run, path: str, verify: bool = True, **how: Any) -> DataTask:
     return task
 
 
-def check_rewards_fit(rewards: Mapping[str, float], task: Task) -> None:
-    """Score an empty reply to a problem of each kind. Raises UserError where a reward is for other answers."""
+def first_of_each_kind(task: Task) -> list[Problem]:
+    """The first problem of each kind of answer, to check rewards against."""
     first: dict[AnswerKind, Problem] = {}
     for problem in task.take(0, 1 if task.size is None else min(task.size, SCANNED))[0]:
         first.setdefault(problem.kind, problem)
-    for problem in first.values():
-        weigh([""], problem, rewards)
+    return list(first.values())
 
 
 def instruction_of(run: Run, kind: AnswerKind) -> str | None:

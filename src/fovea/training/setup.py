@@ -10,25 +10,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 import torch
 
 from fovea import checkpoints
-from fovea.algorithms import find_algorithm
+from fovea.audits import Watch
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.evaluation import evaluate
-from fovea.models import Policy, Prompt, load_policy
-from fovea.rewards import check_weights, default_rewards
+from fovea.models import Policy, Prompt
+from fovea.models.reference import Reference
+from fovea.rewards import REWARDS
+from fovea.rewards.scorer import Scorer
 from fovea.rollouts import BadSample, gather, without_bad
-from fovea.runlog import RunLog, check_run_folder, describe_run, run_folder, write_json
-from fovea.training.bad_samples import BadSamples, check_largest
-from fovea.training.problems import Tasks, at_most, check_rewards_fit, instruction_of, open_tasks
+from fovea.runlog import RunLog, describe_run, write_json
+from fovea.training.bad_samples import BadSamples
+from fovea.training.problems import at_most
 from fovea.training.stopping import best_of, no_longer_rises, value_of
-from fovea.training.update import make_optimizer
 from fovea.types import Observer, RunFailed, Sampling, Task, UserError
 
 
@@ -76,9 +76,13 @@ class Session:
     instruction: str | None
     log: RunLog
     bad: BadSamples
+    scorer: Scorer
+    watch: Watch
     observers: Sequence[Observer]
+    reference: Reference | None = None
+    """What a KL term compares the policy with; None where there is none."""
     parts: dict[str, Stateful] = field(default_factory=dict)
-    """Whatever else remembers something, by name."""
+    """Whatever remembers something from step to step, by name (`watch` and `replay`, so far)."""
     cursor: int = 0
     """Where the next step's problems begin; `take` moves it."""
     done: int = 0
@@ -91,72 +95,13 @@ class Session:
     _boundary: dict[str, Any] = field(default_factory=dict)
     _saved: int | None = None
 
-    @classmethod
-    def open(
-        cls,
-        run: Run,
-        observers: Sequence[Observer] = (),
-        *,
-        tasks: Tasks | None = None,
-        resume: bool = False,
-    ) -> Session:
-        """Check everything that can be checked before the first minute is spent. Raises UserError.
-
-        `tasks`: the user's own instead of those that the recipe names. `resume`: go on with what is in the run folder.
-        """
-        find_algorithm(run.algorithm.name)
-        if run.method == "rl" and run.group < 2:
-            raise UserError(
-                f"group={run.group}: {run.algorithm.name} compares the replies to one problem; give at least group=2."
-            )
-        if run.threads is not None:
-            torch.set_num_threads(run.threads)
-        if run.deterministic:
-            torch.use_deterministic_algorithms(True)
-        task, validation, held_out = tasks or open_tasks(run)
-        rewards = run.rewards or default_rewards(task.kind)
-        check_weights(rewards)
-        check_rewards_fit(rewards, task)
-        folder = run_folder(run)
-        check_run_folder(folder, resume=resume)
-        log = RunLog(folder, resume=resume)
-        try:
-            saved = _find_saved(folder, log) if resume else None
-            policy = _open_policy(run, saved)
-            instruction = instruction_of(run, task.kind)
-            if run.on_bad_sample == "stop":
-                check_largest(
-                    policy, task, instruction, policy.encode_target if run.method == "sft" else None
-                )
-            session = cls(
-                run=run,
-                policy=policy,
-                engine=SharedPrefillEngine(policy),
-                optimizer=make_optimizer(policy, run.optimizer),
-                task=task,
-                validation=validation,
-                held_out=held_out,
-                rewards=rewards,
-                sampling=Sampling(
-                    temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens
-                ),
-                instruction=instruction,
-                log=log,
-                bad=BadSamples.of(run, log),
-                observers=(log, *observers),
-            )
-            session._begin(saved, resume)
-        except BaseException:
-            log.close()
-            raise
-        return session
-
     def __enter__(self) -> Session:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.scorer.close()
         self.log.close()
         if self.run.deterministic:
             torch.use_deterministic_algorithms(False)
@@ -177,7 +122,7 @@ class Session:
             "policy_version": self.policy.version,
         }
 
-    def _begin(self, saved: checkpoints.Saved | None, resume: bool) -> None:
+    def begin(self, saved: checkpoints.Saved | None, resume: bool) -> None:
         """Put back what was saved, and tell the observers."""
         described = describe_run(self.run) | {"rewards": dict(self.rewards), "instruction": self.instruction}
         if saved is not None:
@@ -189,6 +134,8 @@ class Session:
             self.evaluations = list(state["evaluations"])
             for name, part in self.parts.items():
                 part.restore(state["parts"][name])
+            if self.reference is not None:
+                self.reference.load_state_dict(state["reference"])
             self._saved = self.done
         else:
             checkpoints.seed_random(self.run.seed)
@@ -209,7 +156,10 @@ class Session:
         beyond = self.policy.version != state["policy_version"]
         if state["done"] in (0, self._saved) or beyond:
             return
-        checkpoints.save(self.log, self.policy, self.optimizer, state["done"], state)
+        # taken now, not at every step, because it may be large; it changes at the end of steps only
+        reference = {} if self.reference is None else self.reference.state_dict()
+        whole = state | {"reference": reference}
+        checkpoints.save(self.log, self.policy, self.optimizer, state["done"], whole)
         self._saved = state["done"]
         best = self.best()
         checkpoints.prune(
@@ -258,6 +208,11 @@ class Session:
     def record(self, metrics: dict[str, Any], examples: list[dict[str, Any]]) -> None:
         """A step is done: one line of metrics.jsonl. Raises RunFailed after too many steps that were not finite."""
         step, self.done = self.done, self.done + 1
+        warned = [warning.record() for warning in self.watch.step(step, metrics)]
+        metrics = metrics | ({"warnings": warned} if warned else {})
+        every = self.run.reference_sync_steps
+        if self.reference is not None and every and self.done % every == 0:
+            self.reference.sync()
         seconds = self.clock.last_seconds
         timing = {"seconds": seconds, "tokens_per_seconds": metrics["tokens"] / max(seconds, 1e-9)}
         for observer in self.observers:
@@ -325,7 +280,7 @@ class Session:
             instruction=self.instruction,
             samples=0 if during else section.samples,
             temperature=self.run.sampling.temperature,
-            rewards=tuple(self.rewards),
+            rewards=tuple(name for name in self.rewards if name in REWARDS),
             show=0 if during else 12,
             keep=self.log.pictures,
         )
@@ -368,26 +323,3 @@ class Session:
         for observer in self.observers:
             observer.finish(result)
         return result
-
-
-def _find_saved(folder: Path, log: RunLog) -> checkpoints.Saved | None:
-    """The newest whole checkpoint, the logs cut back to it; without one everything starts again from step 0."""
-    saved, passed = checkpoints.newest_whole(folder)
-    if saved is None and passed:
-        raise UserError(
-            f"No checkpoint of {folder} is whole, the newest because: {passed[0]} Start over in another run_dir."
-        )
-    log.notes.extend(passed)
-    log.truncate({} if saved is None else saved.logs)
-    return saved
-
-
-def _open_policy(run: Run, saved: checkpoints.Saved | None) -> Policy:
-    return load_policy(
-        run.model if saved is None else str(saved.model),
-        device=run.device,
-        dtype=run.dtype,
-        download=run.download,
-        freeze=run.freeze,
-        reply_tokens=run.sampling.max_new_tokens,
-    )

@@ -17,6 +17,7 @@ import numpy as np
 from fovea.algorithms import Algorithm, Stored, algorithm_of
 from fovea.models import Prompt, score
 from fovea.models.shared_prefix import Row
+from fovea.rollout_health import health
 from fovea.rollouts import collect, fill, has_signal, learned_rewards, rollout_metrics, shown, to_samples
 from fovea.training.setup import Session
 from fovea.training.update import sft_update, update
@@ -56,7 +57,7 @@ def rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str,
     examples: list[dict[str, Any]] = []
     if due(run.show_every, step) or step == 0:
         examples = _examples(session, rollout.kept, samples)
-    metrics = rollout_metrics(rollout.drawn) | _penalty(session, algorithm, rollout.kept)
+    metrics = health(rollout.drawn) | rollout_metrics(rollout.drawn) | _penalty(session, algorithm, rollout.kept)
     return metrics | report | gaps | replayed | rollout.counts | timing, examples
 
 
@@ -68,7 +69,6 @@ def roll_out(session: Session, algorithm: Algorithm, step: int) -> Rollout:
     the first round are kept, so that the step learns nothing and says so.
     """
     run, budget = session.run, session.run.sampling.max_new_tokens
-    scorer = getattr(session, "scorer", None) or session.rewards
     drawn: list[Group] = []
     kept: list[tuple[int, Group]] = []
     counts: dict[str, Any] = {"bad_samples": 0}
@@ -77,12 +77,7 @@ def roll_out(session: Session, algorithm: Algorithm, step: int) -> Rollout:
         position = session.cursor
         prompts, noted = session.take(n=run.prompts - len(kept))
         counts["bad_samples"] += noted["bad_samples"]
-        seed, sampling = (run.seed, step), session.sampling
-        new = (
-            collect(prompts, session.engine, sampling, scorer, group=run.group, seed=seed, draw=rounds)
-            if prompts
-            else []
-        )
+        new = _collect(session, prompts, step, rounds) if prompts else []
         first = first or len(new)
         drawn += new
         placed = list(enumerate(new, start=position))
@@ -94,13 +89,24 @@ def roll_out(session: Session, algorithm: Algorithm, step: int) -> Rollout:
         kept = list(enumerate(drawn[:first]))
     if algorithm.resample_limit:
         counts |= {"groups_drawn": len(drawn), "groups_kept": len(kept), "resample_rounds": rounds - 1}
-    if hasattr(scorer, "take_metrics"):
-        counts |= scorer.take_metrics()
+    counts |= session.scorer.take_metrics()
     return Rollout(
         drawn=tuple(drawn),
         kept=tuple(group for _, group in kept),
         positions=tuple(position for position, _ in kept),
         counts=counts,
+    )
+
+
+def _collect(session: Session, prompts: Sequence[Prompt], step: int, draw: int) -> list[Group]:
+    return collect(
+        prompts,
+        session.engine,
+        session.sampling,
+        session.scorer,
+        group=session.run.group,
+        seed=(session.run.seed, step),
+        draw=draw,
     )
 
 
@@ -122,9 +128,8 @@ def _samples(
         gap = np.abs(np.concatenate(recomputed) - np.concatenate([reply.log_probs for reply in replies]))
         gaps = {"engine_gap_mean": float(gap.mean()), "engine_gap_max": float(gap.max())}
     if algorithm.beta > 0:
-        policy: Any = getattr(session, "reference", None)
-        assert policy is not None, "beta > 0 needs session.reference"
-        theirs = policy.log_probs(prompts, rows, session.sampling, run.tokens_per_pass)
+        assert session.reference is not None, "beta > 0 opens a reference"
+        theirs = session.reference.log_probs(prompts, rows, session.sampling, run.tokens_per_pass)
         reference = _by_row(theirs.float().cpu().numpy(), rows)
     samples = to_samples(
         groups,

@@ -31,7 +31,7 @@ class Warned:
 def warnings_of(records: Iterable[Mapping[str, Any]]) -> list[Warned]:
     """The different warnings of some step or evaluation records, that with the newest occurrence first.
 
-    A record's `"warnings"` is a list of texts, or of objects with a `text` (and a `name` before it).
+    A record's `"warnings"` is a list of texts, or of objects with `name` and `message` (`fovea.audits`).
     """
     found: dict[str, Warned] = {}
     for record in records:
@@ -48,7 +48,7 @@ def warnings_of(records: Iterable[Mapping[str, Any]]) -> list[Warned]:
 def _text_of(item: Any) -> str:
     if not isinstance(item, Mapping):
         return str(item)
-    return ": ".join(str(item[key]) for key in ("name", "text") if item.get(key))
+    return ": ".join(str(item[key]) for key in ("name", "message", "text") if item.get(key))
 
 
 def no_signal_in_loss(run: Mapping[str, Any]) -> bool:

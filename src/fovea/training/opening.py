@@ -1,0 +1,156 @@
+"""Opening a run: everything that can be checked is checked before the first minute is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fovea import checkpoints
+from fovea.algorithms import algorithm_of, make_replay
+from fovea.audits import Watch, check_audits
+from fovea.config import Run
+from fovea.engines.shared_prefill import SharedPrefillEngine
+from fovea.models import Policy, load_policy
+from fovea.models.reference import open_reference
+from fovea.rewards import default_rewards
+from fovea.rewards.scorer import Scorer, ScorerSettings, make_scorer
+from fovea.runlog import RunLog, check_run_folder, run_folder
+from fovea.training.bad_samples import BadSamples, largest_prompts
+from fovea.training.optim import make_optimizer
+from fovea.training.preflight import check_memory
+from fovea.training.problems import Tasks, first_of_each_kind, instruction_of, open_tasks
+from fovea.training.setup import Session, Stateful
+from fovea.types import Observer, Sampling, UserError
+
+REWARD_JOURNAL = "reward_journal.jsonl"
+"""Rewards that failed, in the run folder. It is not cut back to a checkpoint: a resumed run takes from it what the
+process before it waited for, so that a time-out happens once."""
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+def open_session(
+    run: Run,
+    observers: Sequence[Observer] = (),
+    *,
+    tasks: Tasks | None = None,
+    functions: Functions | None = None,
+    resume: bool = False,
+) -> Session:
+    """A run that is ready for its first step, or with `resume` for the step after its newest whole checkpoint.
+
+    `tasks`: the user's own instead of those that the recipe names; `functions`: rewards by the names that the recipe
+    weighs. Raises UserError.
+    """
+    algorithm = algorithm_of(run)
+    if run.method == "rl" and run.group < 2:
+        raise UserError(
+            f"group={run.group}: {run.algorithm.name} compares the replies to one problem; give at least group=2."
+        )
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    check_audits(run.audits, tuple(functions or ()))
+    task, validation, held_out = tasks or open_tasks(run)
+    rewards = run.rewards or default_rewards(task.kind)
+    folder = run_folder(run)
+    check_run_folder(folder, resume=resume)
+    scorer = _open_scorer(run, rewards, functions, folder)
+    log: RunLog | None = None
+    try:
+        scorer.check(first_of_each_kind(task))
+        held = RunLog(folder, resume=resume) if resume else None
+        log = held
+        saved = _find_saved(held) if held else None
+        policy = _open_policy(run, saved)
+        instruction = instruction_of(run, task.kind)
+        reference = None
+        if algorithm.beta > 0 and run.method == "rl":
+            reference = open_reference(run, policy, resumed=saved is not None)
+        check = policy.encode_target if run.method == "sft" else None
+        largest = largest_prompts(policy, task, instruction, check, skip=run.on_bad_sample == "skip")
+        check_memory(run, policy, largest, reference=reference is not None)
+        log = held or RunLog(folder)
+        replay = make_replay(run.algorithm)
+        watch = Watch(audits=run.audits)
+        parts: dict[str, Stateful] = {"watch": watch} | ({} if replay is None else {"replay": replay})
+        if run.deterministic:
+            torch.use_deterministic_algorithms(True)
+        session = Session(
+            run=run,
+            policy=policy,
+            engine=SharedPrefillEngine(policy),
+            optimizer=make_optimizer(policy, run.optimizer),
+            task=task,
+            validation=validation,
+            held_out=held_out,
+            rewards=rewards,
+            sampling=Sampling(
+                temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens
+            ),
+            instruction=instruction,
+            log=log,
+            bad=BadSamples.of(run, log),
+            scorer=scorer,
+            watch=watch,
+            observers=(log, *observers),
+            reference=reference,
+            parts=parts,
+        )
+        session.begin(saved, resume)
+    except BaseException:
+        scorer.close()
+        if log is not None:
+            log.close()
+        raise
+    return session
+
+
+def _open_scorer(run: Run, rewards: Mapping[str, float], functions: Functions | None, folder: Path) -> Scorer:
+    gigabytes = run.reward_memory_gb
+    settings = ScorerSettings(
+        seed=run.seed,
+        steps=run.steps,
+        timeout=run.reward_timeout,
+        on_error=run.on_reward_error,
+        error_value=run.reward_on_error,
+        workers=run.reward_workers,
+        memory_bytes=None if gigabytes is None else int(gigabytes * 2**30),
+        form=run.reward_completions,
+    )
+    return make_scorer(
+        rewards, functions, audits=run.audits, settings=settings, journal=folder / REWARD_JOURNAL
+    )
+
+
+def _find_saved(log: RunLog) -> checkpoints.Saved | None:
+    """The newest whole checkpoint, the logs cut back to it; without one everything starts again from step 0."""
+    saved, passed = checkpoints.newest_whole(log.folder)
+    if saved is None and passed:
+        raise UserError(
+            f"No checkpoint of {log.folder} is whole, the newest because: {passed[0]} Start over in another run_dir."
+        )
+    log.notes.extend(passed)
+    log.truncate({} if saved is None else saved.logs)
+    return saved
+
+
+def _open_policy(run: Run, saved: checkpoints.Saved | None) -> Policy:
+    """The recipe's model; of a checkpoint the saved one, or the recipe's with the saved adapter."""
+    whole = saved is not None and run.finetune.mode == "full"
+    return load_policy(
+        str(saved.model) if saved is not None and whole else run.model,
+        device=run.device,
+        dtype=run.dtype,
+        download=run.download,
+        freeze=run.freeze,
+        finetune=run.finetune,
+        adapter=saved.model if saved is not None and not whole else None,
+        seed=run.seed,
+        gradient_checkpointing=run.gradient_checkpointing,
+        min_pixels=run.min_pixels,
+        max_pixels=run.max_pixels,
+        reply_tokens=run.sampling.max_new_tokens,
+    )
