@@ -139,16 +139,12 @@ def assert_log_probs_close(ours: Tensor, theirs: Tensor, tolerance: float = 2e-6
 
 
 def assert_gradients_close(
-    ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-5, rounded: tuple[str, ...] = ()
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-5
 ) -> None:
-    """Per tensor: norm of the difference <= tolerance * (norm + 1e-4 * norm of everything); ten times as much for
-    names that end in one of `rounded`."""
+    """Per tensor: norm of the difference <= tolerance * (norm + 1e-4 * norm of everything)."""
     assert ours.keys() == theirs.keys()
     whole = torch.stack([g.norm() for g in theirs.values()]).norm()
-    ratios = {
-        n: float((ours[n] - g).norm() / (g.norm() + 1e-4 * whole)) / (10 if n.endswith(rounded) else 1)
-        for n, g in theirs.items()
-    }
+    ratios = {n: float((ours[n] - g).norm() / (g.norm() + 1e-4 * whole)) for n, g in theirs.items()}
     worst = max(ratios, key=ratios.__getitem__)
     assert ratios[worst] <= tolerance, f"gradient of {worst} differs by {ratios[worst]:.2e}"
 

@@ -36,6 +36,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from fovea import checkpoints
 from fovea.config import Run, load_run
+from fovea.models.construct import random_policy_parts
+from fovea.models.policy import make_policy
 from fovea.training import resume, train
 
 Start = Callable[[Path], None]
@@ -231,7 +233,41 @@ def tiny_rl(folder: Path, *overrides: str) -> Run:
     return load_run("quickstart", [*sizes, *measured, *overrides])
 
 
-RUNS: dict[str, Callable[[Path], Run]] = {"tiny-rl": tiny_rl}
+# Replies of a random model are never right; this gives every group a signal. A user's function: it runs in a worker.
+DENSE = """def dense(text, problem):
+    return sum(letter in "aeiou0123456789" for letter in text) / (1 + len(text))
+"""
+
+
+def everything(folder: Path, *overrides: str) -> Run:
+    """A random full-parameter Qwen2.5-VL with all that remembers: two updates a rollout, a reference that follows,
+    a replay buffer, an audit, a reward of the user's."""
+    (folder / "dense.py").write_text(DENSE)
+    model, processor = random_policy_parts(
+        "qwen2_5_vl", 0, text_layers=2, text_width=64, text_mlp=96, heads=1, kv_heads=1, vision_layers=2,
+        vision_width=32, vision_mlp=48, vision_heads=2,
+    )  # fmt: skip
+    make_policy(model, processor).save(folder / "model")
+    sizes = ["steps=6", "save_every=2", "prompts=4", "group=4", "sampling.max_new_tokens=12", "show_every=2"]
+    learned = [
+        f"model={folder / 'model'}",
+        f"rewards={{{folder / 'dense.py'}:dense: 1}}",
+        "audits=[unparsed]",
+    ]
+    kept = ["algorithm.replay=16", "algorithm.updates_per_rollout=2", "algorithm.prompts_per_update=2"]
+    compared = ["algorithm.beta=0.05", "reference_sync_steps=3"]
+    measured = ["evaluation.n=4", "evaluation.during=4", "evaluation.every=3", "evaluation.samples=0"]
+    rate = ["optimizer.learning_rate=0.001", "optimizer.schedule=cosine", "threads=1"]
+    return load_run("quickstart", [*sizes, *learned, *kept, *compared, *measured, *rate, *overrides])
+
+
+def lora(folder: Path) -> Run:
+    """An adapter in bfloat16 over float32 masters, groups drawn anew: the reference is the base with the adapter off."""
+    changed = ["algorithm.name=dapo", "algorithm.replay=0", "dtype=bfloat16"]
+    return everything(folder, "finetune={mode: lora, rank: 4, targets: [text, vision]}", *changed)
+
+
+RUNS: dict[str, Callable[[Path], Run]] = {"tiny-rl": tiny_rl, "everything": everything, "lora": lora}
 
 
 def main(arguments: list[str]) -> int:

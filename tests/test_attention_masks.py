@@ -204,8 +204,12 @@ def test_gemma3_is_plain_transformers_under_every_window(window: int) -> None:
     check_against_plain(windowed(window), 2e-6)  # its norms are float32 whatever the weights are
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("window", [1, 5, 16, 4096])
-def test_generation_under_a_window_is_scoring(window: int) -> None:
+def test_generation_under_a_window_is_scoring(
+    window: int, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_CPU_KERNELS", kernels and blocks._CPU_KERNELS)
     policy = windowed(window)
     prompts = [policy.prompt(p) for p in (ONE, NONE, TWO)]
     groups = SharedPrefillEngine(policy).generate(prompts, 3, SAMPLING, seed=(0, 0))
@@ -264,3 +268,20 @@ def test_capped_logits_are_refused(name: str) -> None:
     setattr(policy.model.config.text_config, name, 30.0)
     with pytest.raises(UserError, match=f"{name}=30.0, which is not supported; set it to null"):
         make_policy(policy.model, policy.processor)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_bfloat16_goes_all_the_way(family: str) -> None:
+    """Half of the digits, the same distribution: log-probs near those of float32."""
+    policy = loud_policy(family, **(SMALL | {"head_dim": 32}))
+    problems, rows = [ONE, NONE], ragged_rows(policy, 2, (9, 14))
+    prompts = [policy.prompt(p) for p in problems]
+    exact, _ = score(policy, prompts, rows, SAMPLING)
+    policy.model.bfloat16()
+    rough, _ = score(policy, prompts, rows, SAMPLING, tokens_per_pass=6)
+    assert rough.dtype == torch.float32
+    assert float((rough - exact).abs().mean()) < 0.15
+    backward(policy, prompts, rows, SAMPLING, weighted, 6)
+    assert all(torch.isfinite(g).all() for g in gradients(policy).values())
+    said = SharedPrefillEngine(policy).generate(prompts, 2, SAMPLING, seed=(0, 0))
+    assert all(np.isfinite(c.log_probs).all() for group in said for c in group)

@@ -82,7 +82,7 @@ def test_other_problems_get_their_own_rewards_unless_some_are_named(recipe: str)
         ("optimizer.learning_rate=.inf", "finite"),
         ("rewards.numeric=.nan", "finite"),
         ("rewards.numeric=1e999", "finite"),
-        ("freeze=[ears]", "'vision' or 'text'"),
+        ("freeze=[ears]", "'vision', 'projector' or 'text'"),
         ("evaluation.split=train", "'validation' or 'test'"),
     ],
 )

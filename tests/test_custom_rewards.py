@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import runpy
 import subprocess
@@ -22,6 +23,7 @@ from fovea.config import load_run
 from fovea.rewards.calls import Batch, trl_arguments
 from fovea.rewards.loading import form_of, style_of
 from fovea.rewards.scorer import Job, Scorer, ScorerSettings, make_scorer, nan_sum, short_names
+from fovea.tasks import open_data
 from fovea.types import Problem, RunFailed, UserError
 
 PROBLEM = Problem(
@@ -326,3 +328,12 @@ def test_groups_of_a_step_in_order() -> None:
     with make_scorer({"which": 1.0}, {"which": lambda text, problem: int(problem.id[2:])}) as scorer:
         found = scorer.weigh_all([Job(texts=("x",), problem=problem) for problem in problems], step=0)
     assert [scores.rewards[0] for scores in found] == [0, 1, 2, 3, 4]
+
+
+def test_columns_of_a_data_file(tmp_path: Path) -> None:
+    line = {"question": "2 x 3?", "answer": 6, "meta": {"solution": "2*3", "level": 2}}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+    (problem,), _ = open_data(str(tmp_path / "own.jsonl")).take(0, 1)
+    batch = Batch(texts=("6",), token_ids=((),), problem=problem, step=0, steps=0, seed=0)
+    given = trl_arguments(batch, "text")
+    assert (given["solution"], given["level"], given["answer"]) == (["2*3"], [2], [6])

@@ -210,6 +210,15 @@ def test_workers_do_not_differ(module: str) -> None:
     assert seen[0]["torch_free"] == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_signals_for_the_run_do_not_end_its_workers(module: str) -> None:
+    with scorer_of(module, "where", timeout=20) as scorer:
+        worker = scorer.weigh(["x"], PROBLEM, step=0).rewards[0]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(int(worker), number)
+        assert scorer.weigh(["x"], PROBLEM, step=1).rewards[0] == worker
+
+
 ORPHAN = """
 import os, sys, threading, time
 from fovea.rewards.scorer import ScorerSettings, make_scorer

@@ -2,7 +2,7 @@
 
 Ratios are not 1 (as from the second of μ = 2 updates on) and β > 0, so that nothing is zero by construction. Three
 levels: the loss of every token and its gradient on recorded log-probs in float64; advantages and reference log-probs
-from TRL's rollout code; the gradient of every weight of a small Qwen2.5-VL with pictures. Needs the extra `oracle`.
+from TRL's rollout code; the gradient of every weight of a small Qwen2.5-VL with pictures. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from fovea.rollouts import to_samples
 from fovea.training.update import update
 from fovea.types import Completion, Group, Sampling
 
-pytest.importorskip("trl", minversion="1.16", reason="TRL is not installed (extra [oracle])")
-pytest.importorskip("datasets", reason="datasets is not installed (extra [oracle])")
+pytest.importorskip("trl", minversion="1.16", reason="TRL is not installed (extra [bench])")
+pytest.importorskip("datasets", reason="datasets is not installed (extra [bench])")
 
 BUDGET = 8
 BETA = 0.04
@@ -147,7 +147,9 @@ class Recorded:
         return torch.arange(8).repeat_interleave(torch.tensor(self.lengths))
 
 
-def trl_loss(trainer: Any, data: Recorded, advantages: Tensor, mask: Tensor, **more: Any) -> tuple[float, Tensor]:
+def trl_loss(
+    trainer: Any, data: Recorded, advantages: Tensor, mask: Tensor, **more: Any
+) -> tuple[float, Tensor]:
     """(loss, d loss / d log-probs [8, 7]) of TRL's `_compute_loss`; the model's answer is the recorded one."""
     leaf = data.new.clone().requires_grad_()
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (leaf, data.entropy, None)
@@ -166,7 +168,7 @@ def trl_loss(trainer: Any, data: Recorded, advantages: Tensor, mask: Tensor, **m
         (gradient,) = torch.autograd.grad(loss, leaf)
     finally:
         del trainer._get_per_token_logps_and_entropies
-    return float(loss), gradient
+    return float(loss.detach()), gradient
 
 
 def our_tokens(data: Recorded, algorithm: Algorithm, advantages: Tensor, correction: Tensor | None = None):
@@ -213,7 +215,7 @@ def test_loss_and_gradient_on_recorded_log_probs(
     theirs, gradient = trl_loss(trainer, data, advantages, data.mask)
     leaf, loss, _ = our_tokens(data, algorithm, advantages)
     loss.sum().backward()
-    assert float(loss.sum()) == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+    assert float(loss.sum().detach()) == pytest.approx(theirs, rel=1e-6, abs=1e-9)
     np.testing.assert_allclose(leaf.grad, data.flat(gradient), rtol=1e-6, atol=1e-9)
     assert float(leaf.grad.abs().sum()) > 0.01
 
@@ -238,6 +240,35 @@ def test_loss_of_every_token(trainer: Any, algorithm: Algorithm, loss_type: str,
             assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-9), (row, spot)
 
 
+def test_rloo(trainer: Any) -> None:
+    """TRL's RLOOTrainer has the same `_compute_loss` interface; its code runs here on the GRPO trainer's attributes."""
+    from trl import RLOOTrainer
+
+    data, algorithm = Recorded(), ALGORITHMS["rloo"]
+    configure(trainer, algorithm, "grpo", "token")
+    advantages = torch.cat([group_advantages(group, algorithm) for group in data.rewards])
+    leaf = data.new.clone().requires_grad_()
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (leaf, data.entropy, None)
+    inputs = {
+        "prompt_ids": torch.zeros(8, 2, dtype=torch.long),
+        "prompt_mask": torch.ones(8, 2, dtype=torch.long),
+        "completion_ids": torch.zeros(8, 7, dtype=torch.long),
+        "completion_mask": data.mask,
+        "advantages": advantages,
+        "old_logps": (data.old * data.mask).sum(1),
+    }
+    try:
+        theirs = RLOOTrainer._compute_loss(trainer, None, inputs)
+        (gradient,) = torch.autograd.grad(theirs, leaf)
+    finally:
+        del trainer._get_per_token_logps_and_entropies
+    ours, loss, _ = our_tokens(data, algorithm, advantages)
+    loss.sum().backward()
+    assert float(loss.sum().detach()) == pytest.approx(float(theirs.detach()), rel=1e-6, abs=1e-9)
+    np.testing.assert_allclose(ours.grad, data.flat(gradient), rtol=1e-6, atol=1e-9)
+    assert 0 < int((ours.grad == 0).sum()) < len(ours)
+
+
 @pytest.mark.parametrize("name", ["grpo", "dapo"])
 def test_the_tokens_of_highest_entropy(trainer: Any, name: str) -> None:
     data, algorithm = Recorded(), replace(ALGORITHMS[name], beta=BETA)
@@ -257,7 +288,7 @@ def test_the_tokens_of_highest_entropy(trainer: Any, name: str) -> None:
     assert int(picked.sum()) == 7
     leaf, loss, _ = our_tokens(data, algorithm, advantages, picked)
     loss.sum().backward()
-    assert float(loss.sum()) == pytest.approx(theirs, rel=1e-6)
+    assert float(loss.sum().detach()) == pytest.approx(theirs, rel=1e-6)
     np.testing.assert_allclose(leaf.grad, data.flat(gradient), rtol=1e-6, atol=1e-9)
 
 
@@ -295,7 +326,9 @@ def test_importance_correction(trainer: Any, mode: str) -> None:
         trainer.use_vllm = False
     leaf, loss, _ = our_tokens(data, algorithm, advantages, torch.from_numpy(np.concatenate(ours)).double())
     loss.sum().backward()
-    assert float(loss.sum()) == pytest.approx(theirs, rel=1e-6, abs=1e-8)  # float32 weights, cancelling
+    assert float(loss.sum().detach()) == pytest.approx(
+        theirs, rel=1e-6, abs=1e-8
+    )  # float32 weights, cancelling
     np.testing.assert_allclose(leaf.grad, data.flat(gradient), rtol=1e-6, atol=1e-9)
 
 
@@ -378,11 +411,12 @@ def test_gradient_of_every_weight(trainer: Any, name: str, tmp_path: Path) -> No
 
     samples = to_samples(groups, algorithm, BUDGET, reference=split)
     run = load_run(
-        "quickstart", ["optimizer.max_grad_norm=1e9", f"sampling.max_new_tokens={BUDGET}", f"run_dir={tmp_path}"]
+        "quickstart",
+        ["optimizer.max_grad_norm=1e9", f"sampling.max_new_tokens={BUDGET}", f"run_dir={tmp_path}"],
     )
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
     report = update(policy, optimizer, samples, algorithm, Sampling(), run, 0)
-    assert report["loss"] == pytest.approx(float(loss), rel=1e-6, abs=1e-6)
+    assert report["loss"] == pytest.approx(float(loss.detach()), rel=1e-6, abs=1e-6)
     ours = gradients(policy)
     assert_gradients_close(ours, {n: g for n, g in theirs.items() if n in ours})
     assert report["grad_norm"] == pytest.approx(

@@ -80,7 +80,7 @@ def test_it_is_off_while_anything_of_the_tower_trains(trained: tuple[str, ...]) 
     for _ in range(2):
         score(policy, prompts(policy), ragged_rows(policy, 2, (4, 7)), SAMPLING)
     assert len(calls) == 2
-    assert (policy.vision_cache.hits, policy.vision_cache.bytes) == (0, 0)
+    assert (policy.vision_cache.hits, policy.vision_cache.held) == (0, 0)
 
 
 def test_it_is_off_for_pixels_that_take_a_gradient() -> None:
@@ -119,14 +119,14 @@ def test_the_least_recently_used_leave_first() -> None:
         return len(calls) - before
 
     assert show(1) == 1
-    each = policy.vision_cache.bytes
+    each = policy.vision_cache.held
     assert each == one.picture_tokens[0] * 64 * 4 * 3, "features and two layers of DeepStack, float32"
     policy.vision_cache.budget = 2 * each
     assert [show(2), show(1), show(3), show(1), show(2)] == [1, 0, 1, 0, 1]
-    assert policy.vision_cache.bytes == 2 * each
+    assert policy.vision_cache.held == 2 * each
     policy.vision_cache.budget = each - 1
     assert [show(5), show(5)] == [1, 1]
-    assert policy.vision_cache.bytes == 0
+    assert policy.vision_cache.held == 0
 
 
 def test_what_is_kept_does_not_depend_on_the_company() -> None:

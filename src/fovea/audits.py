@@ -15,7 +15,10 @@ False alarms: if an audit only fluctuates (its points are exchangeable) a window
 reward rises for good; a run of 1,000 steps has fewer than 400 windows, so at most 2.3 % of such runs warn for an audit
 (measured far lower, because windows overlap and the sizes count too: docs/rewards.md). A series with long memory, such
 as a policy that wanders, is not exchangeable; the size is what keeps those quiet.
-A second rule, "behind", warns when the reward rises by 0.2 over 100 steps or more and the audit's rise, with three
+What goes wrong from the first steps on is seen sooner by comparing the last 20 steps with the first 20, from step 40 to
+100: Welch's t (Biometrika 34, 1947) at least 4 for the reward and 5 for the audit, and the same sizes (13 comparisons
+with p < 5e-5 each: fewer than 1 run in 1,500 by chance).
+A third rule, "behind", warns when the reward rises by 0.2 over 100 steps or more and the audit's rise, with three
 standard errors, stays under a tenth of that although the audit is below 0.9.
 
 Not here: computing the metrics (`fovea.rollouts`, `fovea.rollout_health`), writing warnings (`fovea.training`).
@@ -152,6 +155,32 @@ def diverges(reward: Sequence[float], audit: Sequence[float], direction: Directi
     return rises(worse, AUDIT_DISCORDANT, 0.1) and fitted_change(worse)[0] >= floor
 
 
+def shifted(first: Sequence[float], last: Sequence[float], least: float, share: float) -> bool:
+    """Whether `last` lies above `first`: by Welch's t of at least `least`, and by `share` of the larger mean.
+
+    t = (m2 - m1) / sqrt(s1²/n1 + s2²/n2),   s² with divisor n - 1
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(last, dtype=np.float64)
+    gap = float(b.mean() - a.mean())
+    error = math.sqrt(float(a.var(ddof=1)) / a.size + float(b.var(ddof=1)) / b.size)
+    return gap > 0 and gap >= least * error and gap >= share * max(abs(float(a.mean())), abs(float(b.mean())))
+
+
+def departs(reward: Series, audit: Series, direction: Direction) -> bool:
+    """`diverges` for the last 20 steps against the first 20, once they do not overlap."""
+    if min(len(reward.recent), len(audit.recent)) < RECENT or not shifted(
+        reward.first, reward.recent, 4.0, 0.05
+    ):
+        return False
+    down = [-value for value in audit.first], [-value for value in audit.recent]
+    up = audit.first, audit.recent
+    if direction == "steady":
+        return shifted(*up, 5.0, 0.5) or shifted(*down, 5.0, 0.5)
+    fall = abs(sum(up[0]) - sum(up[1])) / RECENT
+    unit = all(0 <= value <= 1 for value in (*up[0], *up[1]))
+    return shifted(*(down if direction == "high" else up), 5.0, 0.1) and (not unit or fall >= 0.02)
+
+
 def stays_behind(reward: Sequence[float], audit: Sequence[float]) -> bool:
     """Whether the reward rises by 0.2 while an audit in [0, 1], good when high, does not follow."""
     if not all(0 <= value <= 1 for value in audit) or audit[-1] >= 0.9:
@@ -281,6 +310,15 @@ class Watch:
                 elif size > 1 and direction == "high" and stays_behind(reward, audit):
                     found.setdefault(name, _divergence(step, "behind", name, reward, audit, size))
             size *= 2
+        reward_all = self.series["reward_mean"]
+        early = 2 * RECENT <= self.steps <= 2 * BLOCK * POINTS  # later the windows see it, and see it end
+        for name in self.audits if early else ():
+            audit_all = self.series[f"audit:{name}"]
+            if name not in found and departs(reward_all, audit_all, DIRECTIONS.get(name, "high")):
+                ends = [
+                    sum(part) / RECENT for one in (reward_all, audit_all) for part in (one.first, one.recent)
+                ]
+                found[name] = _divergence(step, "audit", name, ends[:2], ends[2:], 0)
         return list(found.values())
 
     def _alarms(self, step: int) -> list[Warned]:
@@ -366,13 +404,14 @@ def _divergence(
     step: int, rule: str, name: str, reward: Sequence[float], audit: Sequence[float], size: int
 ) -> Warned:
     steps = BLOCK * POINTS * size
+    when = f"Over the last {steps} steps" if steps else f"From the first {RECENT} steps to the last {RECENT}"
     verb = "moved the wrong way" if rule == "audit" else "stayed behind"
     text = (
-        f"Over the last {steps} steps the reward rose from {reward[0]:.3g} to {reward[-1]:.3g} while {name}, which is "
+        f"{when} the reward rose from {reward[0]:.3g} to {reward[-1]:.3g} while {name}, which is "
         f"not optimised, {verb}: {audit[0]:.3g} to {audit[-1]:.3g}; read the replies before you trust the reward."
     )
     numbers = {
-        "steps": float(steps),
+        "steps": float(steps or step + 1),
         "reward_from": reward[0],
         "reward_to": reward[-1],
         "audit_from": audit[0],

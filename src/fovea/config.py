@@ -42,10 +42,10 @@ class SamplingSection(Section):
 class OptimizerSection(Section):
     """Which optimizer and its schedule (`fovea.training.optim`)."""
 
+    learning_rate: float = Field(default=1e-6, gt=0)
     name: Literal["adamw", "adafactor", "muon", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw", description="adafactor and the 8-bit ones (extra `bitsandbytes`) need less memory"
     )
-    learning_rate: float = Field(default=1e-6, gt=0)
     vision_learning_rate: float | None = Field(
         default=None, gt=0, description="of the vision tower and the projector; default: learning_rate"
     )
@@ -269,6 +269,11 @@ class Run(Section):
     tokens_per_pass: int = Field(
         default=8192, ge=1, description="completion tokens in one forward and backward pass"
     )
+    vision_cache_gib: float = Field(
+        default=1.0,
+        ge=0,
+        description="memory (CPU) for the features of pictures seen, while vision tower and projector are frozen",
+    )
     max_megapixels: float = Field(
         default=100.0, gt=0, description="larger pictures in data are refused by their header"
     )
@@ -296,6 +301,12 @@ class Run(Section):
     def _one_part(cls, value: Any) -> Any:
         """`freeze=vision` means `freeze=[vision]`."""
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("preflight", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        """YAML reads the word off as false."""
+        return "off" if value is False else value
 
 
 def recipe_names() -> list[str]:

@@ -29,7 +29,17 @@ from fovea.models import Policy, Prompt
 from fovea.models.policy import named
 from fovea.rewards import correct, weigh
 from fovea.rewards.scorer import Job, Scorer
-from fovea.types import AnswerKind, Completion, Group, Problem, Sample, Sampling, Task, UserError
+from fovea.types import (
+    AnswerKind,
+    Completion,
+    Group,
+    Problem,
+    Sample,
+    Sampling,
+    Task,
+    UserError,
+    picture_sizes,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -362,12 +372,20 @@ def _std(rewards: np.ndarray) -> float:
 
 
 def shown(group: Group, advantages: np.ndarray, pictures: list[str]) -> list[dict[str, Any]]:
-    """The completions of a group as plain records for the log and the display."""
+    """The completions of a group as plain records for the log and the display.
+
+    `size` and `resized`: [w, h] of the picture `box_image`, which boxes refer to, before and after the processor.
+    """
+    which = int(group.problem.meta.get("box_image", 0))
+    sizes, resized = picture_sizes(group.problem), getattr(group.prompt, "resized", ())
     return [
         {
             "id": group.problem.id,
             "question": group.problem.question,
             "pictures": pictures,
+            "box_image": which,
+            "size": list(sizes[which]) if which < len(sizes) else None,
+            "resized": list(resized[which]) if which < len(resized) else None,
             "answer": group.problem.answer,
             "frame": group.problem.frame,
             "text": completion.text,

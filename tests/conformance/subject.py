@@ -79,9 +79,6 @@ def subject(family: str) -> Subject:
 def converted(one: Subject, dtype: torch.dtype) -> Subject:
     """The same in another float type; gradients that it leaves behind are its own."""
     models = [copy.deepcopy(model).to(dtype) for model in (one.policy.model, one.plain)]
-    for model in models:
-        if dtype == torch.float64 and hasattr(model.config.text_config, "num_experts"):
-            model.set_experts_implementation("eager")  # torch's grouped product knows no float64
     return replace(one, policy=make_policy(models[0], one.policy.processor), plain=models[1])
 
 

@@ -50,7 +50,7 @@ class Budget:
 
     @property
     def spent(self) -> bool:
-        return sum(os.times()[:4]) - self.began > self.seconds
+        return sum(os.times()[:4]) - self.began >= self.seconds
 
 
 class Results:

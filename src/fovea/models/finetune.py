@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import re
 import warnings
 from collections import defaultdict
@@ -83,6 +84,8 @@ def add_adapter(
         raise UserError(
             f"freeze={both[0]} and finetune.targets={both[0]} contradict each other; leave one away."
         )
+    # bitsandbytes, which peft imports, says on every CPU that a faster kernel is not installed
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -239,6 +242,7 @@ def section_of(folder: Path) -> tuple[str, FinetuneSection]:
 
 def needs_bitsandbytes(what: str) -> Any:
     """The module bitsandbytes. Raises UserError, naming `what` needs it, where it is missing or does not load."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return importlib.import_module("bitsandbytes")
     except Exception as error:

@@ -42,24 +42,39 @@ def causal_tiles(
     """
     if not blocks and (window is None or length <= window):
         return (Tile(start=0, stop=length, low=0, high=length, causal=True),)
-    tiles = []
+    masks: _Masks = {}
+    tiles: list[Tile] = []
     done = 0
     for a, b in (*blocks, (length, length)):
-        tiles.extend(_text_tile(i, min(i + TILE, a), window, like) for i in range(done, a, TILE))
+        for start in range(done, a, TILE):
+            tiles.append(_text_tile(start, min(start + TILE, a), length, window, like, masks))
         if b > a:
             tiles.append(_block_tile(a, b, window, like))
         done = b
     return tuple(tiles)
 
 
-def _text_tile(start: int, stop: int, window: int | None, like: Tensor) -> Tile:
+_Masks = dict[tuple[int, int], Tensor]
+"""(queries, keys) -> mask: tiles of one shape share it."""
+
+
+def _text_tile(start: int, stop: int, length: int, window: int | None, like: Tensor, masks: _Masks) -> Tile:
     low = 0 if window is None else max(0, start - window + 1)
     if start == low and (window is None or stop - low <= window):
         return Tile(start=start, stop=stop, low=low, high=stop, causal=True)
-    query = torch.arange(start, stop, device=like.device)[:, None]
-    key = torch.arange(low, stop, device=like.device)
-    unseen = key > query if window is None else (key > query) | (key <= query - window)
-    return Tile(start=start, stop=stop, low=low, high=stop, mask=_mask(unseen, like))
+    # without a window the mask of the longest tile serves the shorter ones: they are cut from its right end
+    edge = _edge(stop - start, length if window is None else stop - low, window, like, masks)
+    return Tile(start=start, stop=stop, low=low, high=stop, mask=edge[..., low - stop :])
+
+
+def _edge(queries: int, keys: int, window: int | None, like: Tensor, masks: _Masks) -> Tensor:
+    """[1, 1, queries, keys] for queries that end where the keys end. Only the last columns are crooked."""
+    if (queries, keys) not in masks:
+        query = torch.arange(keys - queries, keys, device=like.device)[:, None]
+        key = torch.arange(keys, device=like.device)
+        unseen = key > query if window is None else (key > query) | (key <= query - window)
+        masks[queries, keys] = _mask(unseen, like)
+    return masks[queries, keys]
 
 
 def _block_tile(start: int, stop: int, window: int | None, like: Tensor) -> Tile:

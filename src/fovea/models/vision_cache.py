@@ -37,8 +37,8 @@ class VisionCache:
     """Pictures found."""
     misses: int = 0
     """Pictures that had to be encoded while the cache was in use."""
-    bytes: int = 0
-    """Held now."""
+    held: int = 0
+    """Bytes held now."""
     entries: OrderedDict[bytes, ImageFeatures] = field(default_factory=OrderedDict, repr=False)
     stamp: Any = field(default=None, repr=False)
     """What the tower's weights were when the entries were made."""
@@ -62,7 +62,7 @@ class VisionCache:
     def clear(self) -> None:
         """Forget all pictures; the counters stay."""
         self.entries.clear()
-        self.bytes = 0
+        self.held = 0
 
     def _one(
         self, family: Family, model: Any, media: Mapping[str, Tensor], device: torch.device
@@ -79,10 +79,10 @@ class VisionCache:
         size = sum(x.nbytes for x in (made.features, *made.deepstack))
         if size <= self.budget:
             self.entries[key] = _to(made, torch.device("cpu"))
-            self.bytes += size
-        while self.bytes > self.budget:
+            self.held += size
+        while self.held > self.budget:
             _, old = self.entries.popitem(last=False)
-            self.bytes -= sum(x.nbytes for x in (old.features, *old.deepstack))
+            self.held -= sum(x.nbytes for x in (old.features, *old.deepstack))
         return made
 
     def _usable(self, family: Family, model: Any, prompts: Sequence[Prompt]) -> Any:
@@ -104,7 +104,7 @@ def picture_key(media: Mapping[str, Tensor]) -> bytes:
     for name in sorted(media):
         x = media[name].detach().cpu().contiguous()
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
-        digest.update(x.reshape(-1).view(torch.uint8).numpy())
+        digest.update(x.reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 

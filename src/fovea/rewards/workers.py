@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -125,11 +126,14 @@ class Worker:
 
 def prepare(limit: int | None) -> None:
     """In a new worker: more than `limit` bytes of private memory raise MemoryError there (not on Windows), and the
-    worker ends when the process that started it has.
+    worker ends when the process that started it has, not before: Ctrl-C in a terminal and a scheduler's SIGTERM reach
+    workers, too, while the run still finishes its step and saves.
 
     RLIMIT_DATA and not RLIMIT_AS: CUDA reserves hundreds of gigabytes of addresses that it never writes.
     """
     os.environ.pop("PYTHONSAFEPATH", None)  # not for programs that the user's code starts
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if limit is None or sys.platform == "win32":
         return

@@ -45,7 +45,7 @@ def newest_model(folder: str | Path) -> Path:
     steps = [path for path in (Path(folder) / "checkpoints").glob("step_*") if path.name[5:].isdigit()]
     for step in sorted(steps, key=lambda path: int(path.name[5:]), reverse=True):
         for path in (step / "model", step):
-            if (path / "config.json").is_file():
+            if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
                 return path
     raise UserError(f"The run {folder} has saved no model yet; train on, or save earlier with save_every=N.")
 

@@ -6,7 +6,8 @@ Plain, where `<image>` in the question is literal text:
 
 `image` instead of `images` for one picture. Optional: `kind` (box, number, choice, text, objects; guessed from
 the answer), `frame` of a box (pixels, thousandths, unit; default pixels), `box_image` (which picture a box
-belongs to, from 0), `target` (the reply a teacher would give, for SFT), `difficulty` (0 to 1).
+belongs to, from 0), `target` (the reply a teacher would give, for SFT), `difficulty` (0 to 1), `meta` (an object: columns for reward
+functions, never shown to the model).
 
 VLM-R1's (github.com/om-ai-lab/VLM-R1, `grpo_jsonl.py`), where `<image>` stands for a picture:
 
@@ -37,7 +38,7 @@ KINDS: tuple[AnswerKind, ...] = ("box", "text", "number", "choice", "objects")
 FRAMES: tuple[BoxFrame, ...] = ("pixels", "thousandths", "unit")
 KEYS = {
     "image", "images", "question", "answer", "kind", "frame", "target", "id", "difficulty", "box_image",
-    "accu_reward_method",
+    "accu_reward_method", "meta",
 }  # fmt: skip
 METHODS: dict[str, AnswerKind | None] = {
     "default": None, "accuracy": None, "llm": "text", "math": "text", "all_match": "text", "yes_no": "text",
@@ -204,7 +205,7 @@ def _draft(record: dict[str, Any], question: str, answer: Any, target: Any) -> D
     difficulty = 0.0 if difficulty is None else difficulty
     if not _is_number(difficulty) or not 0 <= difficulty <= 1:
         raise BadLine(f'"difficulty" is {_short(difficulty)}', "give a number from 0 to 1")
-    meta = {"box_image": int(which)} if which else {}
+    meta = _columns(record) | ({"box_image": int(which)} if which else {})
     return Draft(
         id=_id(record.get("id")),
         question=question,
@@ -217,6 +218,20 @@ def _draft(record: dict[str, Any], question: str, answer: Any, target: Any) -> D
         images=tuple(names),
         meta=meta | ({"accu_reward_method": method} if method is not None else {}),
     )
+
+
+def _columns(record: dict[str, Any]) -> dict[str, Any]:
+    """What reward functions may ask for besides the answer: the entries of "meta", and the other columns of a table
+    or of VLM-R1's schema as far as they are plain values. Never shown to the model."""
+    meta = record.get("meta")
+    if meta is not None and not isinstance(meta, dict):
+        raise BadLine(f'"meta" is {_short(meta)}', 'write an object, for example {"solution": "2x"}')
+    others = {
+        key: value
+        for key, value in record.items()
+        if key not in KEYS and isinstance(value, str | int | float)
+    }
+    return others | {str(key): value for key, value in (meta or {}).items()}
 
 
 def finish(

@@ -58,9 +58,9 @@ def savings(foot: Footprint, plan: Plan, run: Run) -> list[tuple[str, int]]:
 
 
 def _knobs(foot: Footprint, plan: Plan, run: Run) -> list[tuple[str, Plan]]:
-    tokens = max(foot.prompt, plan.tokens_per_pass // 4)
-    # never more than there is to take away
-    tokens = min(tokens, max(1, plan.prompts * max(foot.prompt, plan.group * plan.reply) // 4))
+    # a quarter of what one pass really holds
+    held = min(plan.tokens_per_pass, plan.prompts * max(foot.prompt, plan.group * plan.reply))
+    tokens = max(1, min(8192, held // 4))
     knobs = [
         (f"tokens_per_pass={tokens}", replace(plan, tokens_per_pass=tokens)),
         ("gradient_checkpointing=true", replace(plan, recompute=True)),
@@ -83,21 +83,17 @@ def _knobs(foot: Footprint, plan: Plan, run: Run) -> list[tuple[str, Plan]]:
 
 
 def _refusal(run: Run, found: Estimate, free: int, knobs: Sequence[tuple[str, int]]) -> str:
+    """One sentence: what is needed, what is free, what takes most, and the table of knobs in its order."""
     parts = {**found.always, **found.phases[found.worst]}
-    largest = sorted(((size, name) for name, size in parts.items() if size >= MIB), reverse=True)[:5]
+    largest = sorted(((size, name) for name, size in parts.items() if size >= MIB), reverse=True)[:3]
     of = ", ".join(f"{name} {_mib(size)}" for size, name in largest)
     verdict = "would not fit" if run.preflight == "refuse" else "may not fit"
-    lines = [
+    saving = "; ".join(f"{knob} saves {_mib(saved)}" for knob, saved in knobs)
+    return (
         f"The first step {verdict} into memory: it needs about {_mib(found.peak)} beside the weights and "
-        f"{_mib(free)} are free (most in the {found.worst}: {of}); turn a knob, or preflight=off to try anyway."
-    ]
-    if knobs:
-        width = max(len(knob) for knob, _ in knobs)
-        lines += [
-            f"  {'knob':{width}}  saves",
-            *(f"  {knob:{width}}  {_mib(saved)}" for knob, saved in knobs),
-        ]
-    return "\n".join(lines)
+        f"{_mib(free)} are free (most in the {found.worst}: {of}); turn a knob: {saving}; "
+        "or preflight=off to try anyway."
+    )
 
 
 def _mib(size: float) -> str:

@@ -111,6 +111,8 @@ def _open_for_measuring(
         device=run.device,
         dtype=run.dtype,
         download=run.download,
+        min_pixels=run.min_pixels,
+        max_pixels=run.max_pixels,
         reply_tokens=run.sampling.max_new_tokens,
     )
     return policy, SharedPrefillEngine(policy), task, instruction_of(run, task.kind)

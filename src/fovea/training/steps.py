@@ -57,7 +57,9 @@ def rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str,
     examples: list[dict[str, Any]] = []
     if due(run.show_every, step) or step == 0:
         examples = _examples(session, rollout.kept, samples)
-    metrics = health(rollout.drawn) | rollout_metrics(rollout.drawn) | _penalty(session, algorithm, rollout.kept)
+    metrics = (
+        health(rollout.drawn) | rollout_metrics(rollout.drawn) | _penalty(session, algorithm, rollout.kept)
+    )
     return metrics | report | gaps | replayed | rollout.counts | timing, examples
 
 
