@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -244,3 +245,18 @@ def test_box_counts_by_hand() -> None:
         "box_count": (3 + 1 + 2) / 6,
         "box_count_error": (2 + 1 + 1 + 0 + 1 + 1) / 6,
     }
+
+
+def test_two_runs_that_were_really_trained() -> None:
+    """The quickstart with a reward that a box around everything satisfies, and with IoU (docs/rewards.md)."""
+    recorded = json.loads((Path(__file__).parent / "golden" / "audits.json").read_text(encoding="utf-8"))
+
+    def warnings(run: dict[str, list[float]], *names: str) -> list[tuple[str, int]]:
+        watch, steps = Watch(audits=names), range(len(run["reward_mean"]))
+        records = [{key: values[step] for key, values in run.items()} for step in steps]
+        return [(one.name, one.step) for step in steps for one in watch.step(step, records[step])]
+
+    found = dict(warnings(recorded["hacked"], "reward/iou", "accuracy"))
+    assert found["audit:accuracy"] == 39
+    assert found["audit:reward/iou"] == 49
+    assert warnings(recorded["honest"], "accuracy", "completion_tokens") == []

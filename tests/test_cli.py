@@ -76,7 +76,7 @@ def test_every_command_has_help(capsys, name):
     ("arguments", "says"),
     [
         (["trian"], "No such command 'trian'"),
-        (["train"], "Missing argument"),
+        (["train"], "Name a recipe"),
         (["train", "quickstrat"], "There is no recipe 'quickstrat'"),
         (["train", "quickstart", "--unknown"], "No such option"),
         (["tasks"], "Missing command"),

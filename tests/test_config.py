@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fovea.config import RECIPES, Run, load_run, nearest, recipe_names
 from fovea.runlog import reproduce_command
@@ -130,11 +133,41 @@ def test_built_in_recipes_are_valid() -> None:
         assert load_run(name).recipe == name
 
 
-def test_about_forty_fields() -> None:
-    fields = Run.model_json_schema()
-    nested = sum(len(section["properties"]) for section in fields["$defs"].values())
-    leaves = len(fields["properties"]) - len(fields["$defs"]) + nested
-    assert leaves <= 45, "a recipe should stay readable: fold or drop a key before adding one"
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted key, default as YAML, description) of a recipe's keys, sections last."""
+    fields = model.model_fields.items()
+    for name, field in sorted(fields, key=lambda item: hasattr(item[1].annotation, "model_fields")):
+        if hasattr(field.annotation, "model_fields"):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            default = json.dumps(field.get_default(call_default_factory=True))
+            yield (
+                f"{prefix}{name}",
+                default.replace("|", "\\|"),
+                (field.description or "").replace("|", "\\|"),
+            )
+
+
+def test_the_page_of_keys_is_that_of_the_code() -> None:
+    """FOVEA_WRITE_DOCS=1 writes it."""
+    found = [key for key in keys(Run) if key[0] != "recipe"]
+    assert len(found) <= 100, "a recipe should stay readable: fold or drop a key before adding one"
+    assert not [key for key, _, about in found if not about], "every key says what it is"
+    rows = [f"| `{key}` | `{default}` | {about} |" for key, default, about in found]
+    text = "\n".join([HEAD, "| key | default | meaning |", "|---|---|---|", *rows, ""])
+    page = Path(__file__).parent.parent / "docs" / "recipe.md"
+    if os.environ.get("FOVEA_WRITE_DOCS") == "1":
+        page.write_text(text, encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == text, "run FOVEA_WRITE_DOCS=1 pytest tests/test_config.py"
+
+
+HEAD = """# All keys of a recipe
+
+A recipe is a YAML file of the few keys that differ from these defaults (see `src/fovea/recipes/quickstart.yaml`); any key can be given on
+the command line (`fovea train quickstart steps=10 optimizer.learning_rate=1e-5`) and to `fovea.train` (`steps=10`,
+`optimizer={"learning_rate": 1e-5}`). Where an algorithm's key is `null` the value is that of the named algorithm
+([algorithms](algorithms/README.md)). This page is written by a test from the code.
+"""
 
 
 def test_nearest() -> None:

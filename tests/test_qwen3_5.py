@@ -16,9 +16,10 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 from fovea.config import FinetuneSection
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models import shared_prefix
+from fovea.models.packing import together
 from fovea.models.policy import Policy, make_policy
 from fovea.models.recurrent import State, completion_rows, hook, prompt_rows, take
-from fovea.models.shared_prefix import backward, prefill, score, together
+from fovea.models.shared_prefix import backward, prefill, score
 from fovea.types import Sampling
 
 SAMPLING = Sampling(temperature=0.8, max_new_tokens=20)

@@ -86,6 +86,8 @@ def test_a_resumed_run_is_the_run_that_never_stopped(model: Path, whole: Path, t
     assert [entry["step"] for entry in described["resumes"]] == [2]
     with pytest.raises(UserError, match=r"is finished \(4 steps\); add steps=N"):
         resume(folder)
+    with pytest.raises(UserError, match=r"is finished \(4 steps\)"):
+        resume(folder, ["steps=3"])
 
 
 def test_a_finished_run_is_prolonged(model: Path, whole: Path, tmp_path: Path) -> None:

@@ -376,6 +376,8 @@ def test_two_steps_of_each(folder: Path, tmp_path: Path, section: str) -> None:
             assert np.isfinite(metrics["grad_norm"])
             assert {"clip_fraction", "approx_kl", "advantage_abs", "reward_std", "entropy"} <= metrics.keys()
             assert metrics.get("engine_gap_max", 0.0) < 1e-4
+            if "reinforce" in section:  # a group whose rewards are all equal is learned from
+                assert metrics["groups_skipped"] == 0
             assert ("kl" in metrics) == ("beta" in section and "baseline" in section)
 
 

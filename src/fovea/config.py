@@ -42,7 +42,7 @@ class SamplingSection(Section):
 class OptimizerSection(Section):
     """Which optimizer and its schedule (`fovea.training.optim`)."""
 
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, description="at its peak")
     name: Literal["adamw", "adafactor", "muon", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw", description="adafactor and the 8-bit ones (extra `bitsandbytes`) need less memory"
     )
@@ -51,14 +51,15 @@ class OptimizerSection(Section):
     )
     warmup_steps: int = Field(default=0, ge=0, description="linear warm-up")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
-        default="constant", description="wsd: constant, then linear decay over the last decay_ratio of the run"
+        default="constant",
+        description="wsd: constant, then linear decay over the last decay_ratio of the run",
     )
     min_ratio: float = Field(
         default=0.0, ge=0, le=1, description="the schedule ends at this share of the learning rate"
     )
     decay_ratio: float = Field(default=0.1, gt=0, le=1, description="share of the steps in which wsd decays")
     weight_decay: float = Field(default=0.0, ge=0, description="of matrices; vectors are never decayed")
-    beta2: float = Field(default=0.999, gt=0, lt=1)
+    beta2: float = Field(default=0.999, gt=0, lt=1, description="decay of AdamW's second moment")
     max_grad_norm: float = Field(
         default=1.0, gt=0, description="gradients are scaled down to this global norm"
     )
@@ -127,8 +128,12 @@ class AlgorithmSection(Section):
     overlong: float | None = Field(
         default=None, ge=0, le=1, description="share of the budget over which length is punished"
     )
-    mask_truncated: bool | None = Field(default=None, description="leave replies without an end out of the loss")
-    entropy_bonus: float = Field(default=0.0, ge=0, description="weight of the mean entropy, added to the aim")
+    mask_truncated: bool | None = Field(
+        default=None, description="leave replies without an end out of the loss"
+    )
+    entropy_bonus: float = Field(
+        default=0.0, ge=0, description="weight of the mean entropy, added to the aim"
+    )
     top_entropy: float = Field(
         default=1.0, gt=0, le=1, description="learn from this share of the tokens, those of highest entropy"
     )
@@ -169,7 +174,9 @@ class Run(Section):
     """Everything that decides a run. `run.json` holds it whole; equal runs write equal logs, times aside."""
 
     recipe: str = Field(default="", description="where it came from (set by the loader)")
-    method: Literal["rl", "sft"] = "rl"
+    method: Literal["rl", "sft"] = Field(
+        default="rl", description="from rewards, or from the teacher's replies (`fovea sft`)"
+    )
     task: str = Field(
         default="digits/locate", description="a name from `fovea tasks list`; ignored when data is given"
     )
@@ -185,7 +192,7 @@ class Run(Section):
     )
     download: bool = Field(default=False, description="allow fetching model files from the hub")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the weights")
     freeze: tuple[Literal["vision", "projector", "text"], ...] = Field(
         default=(), description="parts that are not trained"
     )
@@ -242,14 +249,16 @@ class Run(Section):
     )
     prompts: int = Field(default=16, ge=1, description="problems a step")
     group: int = Field(default=8, ge=1, description="completions a problem (G)")
-    steps: int = Field(default=100, ge=0)
+    steps: int = Field(default=100, ge=0, description="of the whole run; one takes `prompts` problems")
     cpu_seconds: float | None = Field(
         default=None, gt=0, description="stop after so many CPU seconds of training steps"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of everything that is drawn")
     run_dir: str | None = Field(default=None, description="default: runs/RECIPE-seedSEED")
     save_every: int = Field(
-        default=50, ge=0, description="steps between checkpoints; 0: only the last, and when the run is stopped"
+        default=50,
+        ge=0,
+        description="steps between checkpoints; 0: only the last, and when the run is stopped",
     )
     keep_checkpoints: int = Field(
         default=2, ge=1, description="newest checkpoints that are kept, besides the best one"
@@ -264,7 +273,8 @@ class Run(Section):
         description="steps in a row with a loss or gradient that is not finite (skipped) that end the run",
     )
     deterministic: bool = Field(
-        default=False, description="refuse GPU kernels whose result differs from call to call (CPU: always so)"
+        default=False,
+        description="refuse GPU kernels whose result differs from call to call (CPU: always so)",
     )
     tokens_per_pass: int = Field(
         default=8192, ge=1, description="completion tokens in one forward and backward pass"

@@ -283,7 +283,10 @@ def _with_rest(parts: list[dict[str, float]], totals: list[float]) -> dict[str, 
 
 
 def step_bound(work: Work) -> float:
-    """The ratio of floating-point operations, the same in sampling and in the update (`flop_bound`)."""
+    """The ratio of floating-point operations, the same in sampling and in the update (`flop_bound`).
+
+    Of sharing the prefix alone: TRL's own extras (it processes the picture twice for every sample) are not in it.
+    """
     return flop_bound(
         make_case(work.family, work.image_tokens, 1, work.group, work.response_tokens, work.seed)
     )

@@ -17,9 +17,10 @@ from torch import Tensor
 from fovea.models.adapter import Prompt, run_text
 from fovea.models.decoding import DecodePlan, slots
 from fovea.models.head import sampling_logits
+from fovea.models.packing import together
 from fovea.models.policy import Policy
 from fovea.models.recurrent import take, token_rows
-from fovea.models.shared_prefix import Prefix, prefill, together
+from fovea.models.shared_prefix import Prefix, prefill
 from fovea.types import Completion, Sampling
 
 # Rows leave once so large a share of the batch is finished: a compaction copies the keys, a finished row

@@ -7,15 +7,14 @@
 Leaves: the prompts' keys and values (and the hidden state that predicts the first completion token) are cut
 from the graph; completions stream through in passes of `tokens_per_pass` tokens and add to the leaves'
 gradient; then one backward goes through the prompts, vision tower included. A completion longer than a pass
-is cut into segments, last one first, whose past keys and values are leaves too. Peak memory is the prompts
-plus one pass.
+is cut into segments, last one first, whose past keys and values are leaves too. The state that a recurrent
+layer keeps of a prompt (`recurrent.py`) is a leaf like its keys. Peak memory is the prompts plus one pass.
 
 Tokens are packed without padding. Position ids always come from the prompt; `rope_deltas` is never read.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -27,13 +26,13 @@ from fovea.models.adapter import Prompt, run_text
 from fovea.models.attention import CapturePlan, segments_of
 from fovea.models.cascade import AttendPlan, row_groups
 from fovea.models.head import token_log_probs
+from fovea.models.packing import Batch, Piece, Row, batches, cut, predictions
 from fovea.models.policy import Policy
 from fovea.models.recompute import recomputing
 from fovea.models.recurrent import State, completion_rows, prompt_rows, take
 from fovea.types import Sampling
 
-Row = tuple[int, np.ndarray]
-"""(index into prompts, token ids [T])."""
+__all__ = ["Loss", "Prefix", "Row", "backward", "prefill", "runs", "score"]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(index [N] long into the concatenation of all rows' tokens, log_probs [N], entropy [N]) -> scalar,
@@ -111,7 +110,7 @@ def score(
     log_probs = torch.empty(total, device=policy.device, dtype=_wide(policy))
     entropy = torch.empty_like(log_probs)
     with torch.no_grad():
-        for batch in _batches(policy, prompts, rows, tokens_per_pass):
+        for batch in batches(prompts, rows, tokens_per_pass, policy.family.recurrent):
             prefix = prefill(policy, batch.prompts)
             for pieces in batch.passes:
                 out = _forward(policy, batch, prefix, pieces, sampling)
@@ -140,7 +139,7 @@ def backward(
     tokens_per_pass = max(2, tokens_per_pass)
     total = 0.0
     with torch.enable_grad(), recomputing(policy.model, policy.recompute):
-        for batch in _batches(policy, prompts, rows, tokens_per_pass):
+        for batch in batches(prompts, rows, tokens_per_pass, policy.family.recurrent):
             captured = prefill(policy, batch.prompts)
             leaves = _leaves(captured)
             for pieces in batch.passes:
@@ -157,32 +156,6 @@ def backward(
     return total
 
 
-# ---------------------------------------------------------------- what goes through together
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Piece:
-    """Fed tokens [start, stop) of a row; it predicts tokens start+1 to stop, and token 0 if start is 0."""
-
-    prompt: int
-    """Place among the batch's prompts."""
-    tokens: np.ndarray
-    """int64 [T], the whole row."""
-    offset: int
-    """Where the row begins in the concatenation of all rows."""
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Batch:
-    """Prompts that are encoded together and the completions that go with them."""
-
-    prompts: list[Prompt]
-    passes: list[list[_Piece]]
-    long_rows: list[_Piece]
-
-
 def _check(policy: Policy, prompts: Sequence[Prompt], rows: Sequence[Row], sampling: Sampling) -> None:
     bans = np.array(policy.bans(sampling))
     for i, (prompt, tokens) in enumerate(rows):
@@ -190,61 +163,6 @@ def _check(policy: Policy, prompts: Sequence[Prompt], rows: Sequence[Row], sampl
             raise ValueError(f"row {i} needs at least one token and a prompt index below {len(prompts)}")
         if np.isin(tokens, bans).any():
             raise ValueError(f"row {i} holds a banned token (a media token or one of sampling.bans)")
-
-
-def _batches(
-    policy: Policy, prompts: Sequence[Prompt], rows: Sequence[Row], tokens_per_pass: int
-) -> Iterator[_Batch]:
-    """Distinct prompts in the order of first use, together while their tokens stay within a pass.
-
-    Recurrent layers pad rows to the longest, so for a model that has some the padding counts.
-    """
-    padded = policy.family.recurrent
-    offsets = np.cumsum([0, *(len(tokens) for _, tokens in rows)])
-    by_prompt: dict[int, list[_Piece]] = defaultdict(list)
-    objects: dict[int, Prompt] = {}
-    for i, (index, tokens) in enumerate(rows):
-        prompt = prompts[index]
-        objects[id(prompt)] = prompt
-        piece = _Piece(prompt=0, tokens=tokens, offset=int(offsets[i]), start=0, stop=len(tokens) - 1)
-        by_prompt[id(prompt)].append(piece)
-    keys = list(by_prompt)
-    for a, b in together([len(objects[key].token_ids) for key in keys], tokens_per_pass, padded):
-        yield _batch([(objects[key], by_prompt[key]) for key in keys[a:b]], tokens_per_pass, padded)
-
-
-def together(
-    lengths: Sequence[int], most: int, padded: bool, rows: int | None = None
-) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges [a, b) whose `lengths` take at most `most` tokens: packed, or each as long as the longest.
-
-    One that takes more goes alone. `rows`: most of them in a range.
-    Example: list(together([3, 3, 3], 7, False)) == [(0, 2), (2, 3)]
-    """
-    start = total = longest = 0
-    for i, length in enumerate(lengths):
-        total, longest = total + length, max(longest, length)
-        size = (i + 1 - start) * longest if padded else total
-        if i > start and (size > most or (rows is not None and i + 1 - start > rows)):
-            yield start, i
-            start, total, longest = i, length, length
-    if lengths:
-        yield start, len(lengths)
-
-
-def _batch(groups: list[tuple[Prompt, list[_Piece]]], tokens_per_pass: int, padded: bool) -> _Batch:
-    rows = [
-        _Piece(prompt=place, tokens=piece.tokens, offset=piece.offset, start=0, stop=piece.stop)
-        for place, (_, pieces) in enumerate(groups)
-        for piece in pieces
-    ]
-    short = [row for row in rows if row.stop <= tokens_per_pass]
-    lengths = [len(row.tokens) for row in short]
-    return _Batch(
-        prompts=[prompt for prompt, _ in groups],
-        passes=[short[a:b] for a, b in together(lengths, tokens_per_pass, padded)],
-        long_rows=[row for row in rows if row.stop > tokens_per_pass],
-    )
 
 
 # ---------------------------------------------------------------- one pass
@@ -273,9 +191,9 @@ class _Out:
 
 def _forward(
     policy: Policy,
-    batch: _Batch,
+    batch: Batch,
     prefix: Prefix,
-    pieces: Sequence[_Piece],
+    pieces: Sequence[Piece],
     sampling: Sampling,
     past: _Past | None = None,
 ) -> _Out:
@@ -287,14 +205,14 @@ def _forward(
     if fed:
         packed, own = _hidden(policy, batch, prefix, fed, past)
         hidden = torch.cat([hidden, packed])
-    predictor, target, index = _predictions(pieces, len(prefix.last_hidden))
+    predictor, target, index = predictions(pieces, len(prefix.last_hidden))
     hidden = hidden.index_select(0, predictor.to(device))
     log_probs, entropy = token_log_probs(policy, hidden, target.to(device), sampling)
     return _Out(index=index.to(device), log_probs=log_probs, entropy=entropy, own=own)
 
 
 def _hidden(
-    policy: Policy, batch: _Batch, prefix: Prefix, fed: Sequence[_Piece], past: _Past | None
+    policy: Policy, batch: Batch, prefix: Prefix, fed: Sequence[Piece], past: _Past | None
 ) -> tuple[Tensor, _Past]:
     """(hidden [N, width] of the pieces' fed tokens, packed; what they leave)."""
     plan = _attend_plan(prefix, fed, past, policy.device)
@@ -308,7 +226,7 @@ def _hidden(
 
 
 def _attend_plan(
-    prefix: Prefix, fed: Sequence[_Piece], past: _Past | None, device: torch.device
+    prefix: Prefix, fed: Sequence[Piece], past: _Past | None, device: torch.device
 ) -> AttendPlan:
     spans: dict[int, list[int]] = {}
     end = 0
@@ -336,45 +254,15 @@ def _attend_plan(
     )
 
 
-def _predictions(pieces: Sequence[_Piece], prompts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(predictor, target, index), each [N] long: place in [prompts' last hidden; packed hidden], token, flat
-    place."""
-    predictor, target, index = [], [], []
-    packed = prompts
-    for piece in pieces:
-        first, fed = (piece.start == 0), piece.stop - piece.start
-        places = np.arange(packed, packed + fed)
-        predictor.append(np.concatenate([[piece.prompt], places]) if first else places)
-        predicted = np.arange(0 if first else piece.start + 1, piece.stop + 1)
-        target.append(piece.tokens[predicted])
-        index.append(piece.offset + predicted)
-        packed += fed
-    flat = [np.concatenate(parts).astype(np.int64) for parts in (predictor, target, index)]
-    return torch.from_numpy(flat[0]), torch.from_numpy(flat[1]), torch.from_numpy(flat[2])
-
-
 # ---------------------------------------------------------------- completions longer than a pass
 
 
-def _cut(row: _Piece, tokens_per_pass: int) -> list[_Piece]:
-    return [
-        _Piece(
-            prompt=row.prompt,
-            tokens=row.tokens,
-            offset=row.offset,
-            start=start,
-            stop=min(start + tokens_per_pass, row.stop),
-        )
-        for start in range(0, row.stop, tokens_per_pass)
-    ]
-
-
 def _segments(
-    policy: Policy, batch: _Batch, prefix: Prefix, row: _Piece, sampling: Sampling, tokens_per_pass: int
+    policy: Policy, batch: Batch, prefix: Prefix, row: Piece, sampling: Sampling, tokens_per_pass: int
 ) -> Iterator[_Out]:
     """Forward through a long row, segment after segment (call under no_grad)."""
     past: _Past | None = None
-    for piece in _cut(row, tokens_per_pass):
+    for piece in cut(row, tokens_per_pass):
         out = _forward(policy, batch, prefix, [piece], sampling, past)
         yield out
         past = _longer(past, out.own)
@@ -392,9 +280,9 @@ def _longer(past: _Past | None, own: _Past) -> _Past:
 
 def _backward_long(
     policy: Policy,
-    batch: _Batch,
+    batch: Batch,
     leaves: Prefix,
-    row: _Piece,
+    row: Piece,
     sampling: Sampling,
     loss: Loss,
     tokens_per_pass: int,
@@ -402,7 +290,7 @@ def _backward_long(
     """Segments in reverse: each is recomputed with its past as leaves, then takes the gradient that later
     segments left on its own keys and values, and on its last state."""
     total = 0.0
-    pieces = _cut(row, tokens_per_pass)
+    pieces = cut(row, tokens_per_pass)
     own, states = _own_store(policy, batch, leaves, pieces)
     d_own = [torch.zeros_like(x) for x in _listed(own)]
     d_state: list[Tensor | None] = []
@@ -448,7 +336,7 @@ def _leaf_past(own: _Past, states: dict[int, State], stop: int) -> _Past:
 
 
 def _own_store(
-    policy: Policy, batch: _Batch, prefix: Prefix, pieces: Sequence[_Piece]
+    policy: Policy, batch: Batch, prefix: Prefix, pieces: Sequence[Piece]
 ) -> tuple[_Past, list[dict[int, State]]]:
     """Keys and values of all segments but the last, and the states after each of them; no gradient."""
     past: _Past | None = None

@@ -6,8 +6,8 @@ Plain, where `<image>` in the question is literal text:
 
 `image` instead of `images` for one picture. Optional: `kind` (box, number, choice, text, objects; guessed from
 the answer), `frame` of a box (pixels, thousandths, unit; default pixels), `box_image` (which picture a box
-belongs to, from 0), `target` (the reply a teacher would give, for SFT), `difficulty` (0 to 1), `meta` (an object: columns for reward
-functions, never shown to the model).
+belongs to, from 0), `target` (the reply a teacher would give, for SFT), `difficulty` (0 to 1), `meta` (an
+object: columns for reward functions, never shown to the model).
 
 VLM-R1's (github.com/om-ai-lab/VLM-R1, `grpo_jsonl.py`), where `<image>` stands for a picture:
 

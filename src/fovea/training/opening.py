@@ -46,10 +46,6 @@ def open_session(
     weighs. Raises UserError.
     """
     algorithm = algorithm_of(run)
-    if run.method == "rl" and run.group < 2:
-        raise UserError(
-            f"group={run.group}: {run.algorithm.name} compares the replies to one problem; give at least group=2."
-        )
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     check_audits(run.audits, tuple(functions or ()))
@@ -66,15 +62,16 @@ def open_session(
         saved = _find_saved(held) if held else None
         policy = _open_policy(run, saved)
         instruction = instruction_of(run, task.kind)
-        reference = None
-        if algorithm.beta > 0 and run.method == "rl":
-            reference = open_reference(run, policy, resumed=saved is not None)
+        compared = algorithm.beta > 0 and run.method == "rl"
         check = policy.encode_target if run.method == "sft" else None
         largest = largest_prompts(policy, task, instruction, check, skip=run.on_bad_sample == "skip")
-        check_memory(run, policy, largest, reference=reference is not None)
+        notes: list[str] = []
+        check_memory(run, policy, largest, reference=compared, say=notes.append)
         log = held or RunLog(folder)
+        log.notes.extend(notes)
+        reference = open_reference(run, policy, resumed=saved is not None) if compared else None
         replay = make_replay(run.algorithm)
-        watch = Watch(audits=run.audits)
+        watch = Watch(audits=run.audits, expected=run.prompts * run.group)
         parts: dict[str, Stateful] = {"watch": watch} | ({} if replay is None else {"replay": replay})
         if run.deterministic:
             torch.use_deterministic_algorithms(True)
@@ -140,7 +137,7 @@ def _find_saved(log: RunLog) -> checkpoints.Saved | None:
 def _open_policy(run: Run, saved: checkpoints.Saved | None) -> Policy:
     """The recipe's model; of a checkpoint the saved one, or the recipe's with the saved adapter."""
     whole = saved is not None and run.finetune.mode == "full"
-    return load_policy(
+    policy = load_policy(
         str(saved.model) if saved is not None and whole else run.model,
         device=run.device,
         dtype=run.dtype,
@@ -154,3 +151,5 @@ def _open_policy(run: Run, saved: checkpoints.Saved | None) -> Policy:
         max_pixels=run.max_pixels,
         reply_tokens=run.sampling.max_new_tokens,
     )
+    policy.vision_cache.budget = int(run.vision_cache_gib * 2**30)
+    return policy

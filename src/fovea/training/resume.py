@@ -30,11 +30,6 @@ def read_unfinished(folder: str | Path, overrides: Sequence[str] = ()) -> Run:
     """
     folder = Path(folder)
     found = read_run(folder)
-    if found["result"] is not None and not any(text.startswith("steps=") for text in overrides):
-        raise UserError(
-            f"{folder} is finished ({found['result'].get('steps')} steps); add steps=N to train on, or look at it: "
-            f"fovea view {folder}"
-        )
     values = found["run"].get("run")
     if not isinstance(values, dict):
         raise UserError(f"{folder / 'run.json'} holds no recipe; it was not written by `fovea train`.")
@@ -47,6 +42,12 @@ def read_unfinished(folder: str | Path, overrides: Sequence[str] = ()) -> Run:
             )
         apply_override(values, text)
     values["run_dir"] = str(folder)
+    done = (found["result"] or {}).get("steps")
+    if done is not None and not (isinstance(values.get("steps"), int) and values["steps"] > done):
+        raise UserError(
+            f"{folder} is finished ({done} steps); add steps=N with a larger N to train on, or look at it: "
+            f"fovea view {folder}"
+        )
     try:
         run = Run.model_validate(values)
     except ValidationError as error:

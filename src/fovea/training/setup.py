@@ -124,7 +124,8 @@ class Session:
 
     def begin(self, saved: checkpoints.Saved | None, resume: bool) -> None:
         """Put back what was saved, and tell the observers."""
-        described = describe_run(self.run) | {"rewards": dict(self.rewards), "instruction": self.instruction}
+        asked = {"rewards": dict(self.rewards), "instruction": self.instruction}
+        described = describe_run(self.run) | asked | {"reward_functions": self.scorer.describe()}
         if saved is not None:
             checkpoints.restore(saved, self.policy, self.optimizer)
             state = saved.state
@@ -141,6 +142,8 @@ class Session:
             checkpoints.seed_random(self.run.seed)
         if resume:
             described = self.log.resumed(described, self.done)
+        if self.log.notes:
+            described["notes"] = list(self.log.notes)
         self._boundary = self.state()
         for observer in self.observers:
             observer.start(described)
@@ -215,6 +218,9 @@ class Session:
             self.reference.sync()
         seconds = self.clock.last_seconds
         timing = {"seconds": seconds, "tokens_per_seconds": metrics["tokens"] / max(seconds, 1e-9)}
+        cache = self.policy.vision_cache
+        if cache.hits:  # like times not part of what a resumed run repeats: it begins with an empty cache
+            timing |= {"vision_memory_hits": cache.hits, "vision_memory_misses": cache.misses}
         for observer in self.observers:
             observer.step({"step": step} | metrics | timing, examples)
         self.nonfinite = self.nonfinite + 1 if metrics.get("nonfinite") else 0

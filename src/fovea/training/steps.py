@@ -60,6 +60,8 @@ def rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str,
     metrics = (
         health(rollout.drawn) | rollout_metrics(rollout.drawn) | _penalty(session, algorithm, rollout.kept)
     )
+    if algorithm.flat_groups_learn or algorithm.every_row_learns:
+        metrics["groups_skipped"] = 0  # `groups_without_signal` says how many have equal rewards
     return metrics | report | gaps | replayed | rollout.counts | timing, examples
 
 

@@ -187,6 +187,12 @@ class LiveDisplay:
         self.doing = "measuring the held-out accuracy before training"
         if self.plain and not self.quiet:
             self._print(f"fovea {self._title()}")
+        for note in run.get("notes") or []:  # a checkpoint passed over, memory that may not be enough
+            if not self.quiet:
+                self._print(f"note: {note}")
+        resumes = run.get("resumes")
+        if resumes and not self.quiet:
+            self._print(f"going on after step {resumes[-1].get('step')}")
 
     def open(self, run: dict[str, Any]) -> None:
         """Show the first frame before anything is loaded (a terminal only). `start` does so too."""
