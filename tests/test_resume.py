@@ -110,6 +110,7 @@ def test_what_is_half_written_or_broken_is_passed_over(model: Path, whole: Path,
     folder = interrupted(model, tmp_path / "r")
     shutil.copytree(folder / "checkpoints" / "step_2", folder / "checkpoints" / ".step_3.partial")
     (folder / "checkpoints" / "step_2" / "optimizer.pt").write_bytes(b"half")
+    (folder / "rollouts" / ".step_000002.jsonl.17.tmp").write_bytes(b"half")
     resume(folder)
     assert list(differences(whole, folder)) == []
     entry = json.loads((folder / "run.json").read_text())["resumes"][0]

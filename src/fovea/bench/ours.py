@@ -19,6 +19,7 @@ from fovea.bench.ways import TOKENS_PER_PASS
 from fovea.config import OptimizerSection, Run, SamplingSection
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models.construct import random_policy_parts
+from fovea.models.kept import keeping
 from fovea.models.policy import make_policy
 from fovea.rollouts import rollout_metrics, to_samples
 from fovea.training.update import make_optimizer, update
@@ -60,7 +61,7 @@ class OurSteps:
         algorithm = find_algorithm("grpo")
         with self.clock.part("image and text"):
             prompts = [self.policy.prompt(problem) for problem in problems]
-        with self.clock.part("generate"):
+        with self.clock.part("generate"), keeping(self.policy, self.run.tokens_per_pass):
             replies = self._engine.generate(prompts, self.work.group, self._sampling, seed=(0, index))
         with self.clock.part("other"):
             groups = []

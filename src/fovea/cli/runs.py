@@ -91,7 +91,7 @@ def _train(run: Run, json: bool, quiet: bool, resume: bool = False) -> None:
     if json:
         print_json(result)
     elif not quiet:
-        print_text(f"report {page}")
+        print_text(f"report {page}\nlook closer: fovea view {run_folder(run)}")
 
 
 def recipes(json: Json = False) -> None:

@@ -20,7 +20,7 @@ from fovea.models.head import sampling_logits
 from fovea.models.packing import together
 from fovea.models.policy import Policy
 from fovea.models.recurrent import take, token_rows
-from fovea.models.shared_prefix import Prefix, prefill
+from fovea.models.shared_prefix import Prefix, prefill_rollout
 from fovea.types import Completion, Sampling
 
 # Rows leave once so large a share of the batch is finished: a compaction copies the keys, a finished row
@@ -75,7 +75,7 @@ def _generate(
 ) -> list[tuple[Completion, ...]]:
     device, family, model = policy.device, policy.family, policy.model
     # rows of one distinct prompt must stand together; identical objects share their prefix
-    prefix = prefill(policy, prompts)
+    prefix = prefill_rollout(policy, prompts)
     order = sorted(range(len(prompts)), key=prefix.index.__getitem__)
     rows = [(i, sample) for i in order for sample in range(group)]
     row_prompt = [prefix.index[i] for i, _ in rows]

@@ -37,6 +37,7 @@ from fovea.models.finetune import (
     save_adapter,
     section_of,
 )
+from fovea.models.kept import Kept
 from fovea.models.recompute import enable_recompute
 from fovea.models.recurrent import hook
 from fovea.models.rendering import reply_end, tokenize_plain
@@ -68,6 +69,8 @@ class Policy:
     """Gradient checkpointing: layers are computed again in the backward pass."""
     vision_cache: VisionCache = field(default_factory=VisionCache, repr=False)
     """What a frozen vision tower has said about the pictures seen so far."""
+    kept: Kept = field(default_factory=Kept, repr=False)
+    """Prompts that a rollout encoded, for the update that follows (`fovea.models.kept.keeping`)."""
 
     @property
     def device(self) -> torch.device:

@@ -81,6 +81,17 @@ def prefill(policy: Policy, prompts: Sequence[Prompt]) -> Prefix:
     )
 
 
+def prefill_rollout(policy: Policy, prompts: Sequence[Prompt]) -> Prefix:
+    """`prefill` without gradients; inside `keeping` the graph is kept for the update."""
+    distinct = list({id(prompt): prompt for prompt in prompts}.values())
+    if not policy.kept.wants(distinct):
+        return prefill(policy, prompts)
+    with torch.enable_grad(), recomputing(policy.model, policy.recompute):
+        captured = prefill(policy, prompts)
+    policy.kept.put(policy.version, distinct, captured)
+    return _mapped(Tensor.detach, captured)
+
+
 def runs(mask: Tensor) -> tuple[tuple[int, int], ...]:
     """The [start, stop) of each run of True in `mask` [P] bool.
 
@@ -140,8 +151,8 @@ def backward(
     total = 0.0
     with torch.enable_grad(), recomputing(policy.model, policy.recompute):
         for batch in batches(prompts, rows, tokens_per_pass, policy.family.recurrent):
-            captured = prefill(policy, batch.prompts)
-            leaves = _leaves(captured)
+            captured = _captured(policy, batch.prompts)
+            leaves = _mapped(_leaf, captured)
             for pieces in batch.passes:
                 out = _forward(policy, batch, leaves, pieces, sampling)
                 value = loss(out.index, out.log_probs, out.entropy)
@@ -355,13 +366,29 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.requires_grad)
 
 
-def _leaves(prefix: Prefix) -> Prefix:
+def _captured(policy: Policy, prompts: Sequence[Prompt]) -> Prefix:
+    """The distinct prompts with their graph: that of the rollout where it was kept, else encoded now."""
+    kept = policy.kept.take(policy.version, prompts)
+    if kept is None:
+        return prefill(policy, prompts)
+    prefix, places = kept
+    index = torch.tensor(places, device=prefix.last_hidden.device)
     return Prefix(
-        keys={layer: tuple(map(_leaf, each)) for layer, each in prefix.keys.items()},
-        values={layer: tuple(map(_leaf, each)) for layer, each in prefix.values.items()},
-        last_hidden=_leaf(prefix.last_hidden),
+        keys={layer: tuple(each[i] for i in places) for layer, each in prefix.keys.items()},
+        values={layer: tuple(each[i] for i in places) for layer, each in prefix.values.items()},
+        last_hidden=prefix.last_hidden.index_select(0, index),
+        index=tuple(range(len(places))),
+        states=take(prefix.states, index),
+    )
+
+
+def _mapped(each_tensor: Callable[[Tensor], Tensor], prefix: Prefix) -> Prefix:
+    return Prefix(
+        keys={layer: tuple(map(each_tensor, each)) for layer, each in prefix.keys.items()},
+        values={layer: tuple(map(each_tensor, each)) for layer, each in prefix.values.items()},
+        last_hidden=each_tensor(prefix.last_hidden),
         index=prefix.index,
-        states={layer: State(*map(_leaf, state)) for layer, state in prefix.states.items()},
+        states={layer: State(*map(each_tensor, state)) for layer, state in prefix.states.items()},
     )
 
 

@@ -85,7 +85,7 @@ class Worker:
             max_workers=1,
             context=get_context("loky"),
             initializer=prepare,
-            initargs=(self.memory_bytes,),
+            initargs=(self.memory_bytes, os.getpid()),
             env={"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"},
         )
         self.starts += 1
@@ -124,9 +124,9 @@ class Worker:
             raise
 
 
-def prepare(limit: int | None) -> None:
+def prepare(limit: int | None, parent: int) -> None:
     """In a new worker: more than `limit` bytes of private memory raise MemoryError there (not on Windows), and the
-    worker ends when the process that started it has, not before: Ctrl-C in a terminal and a scheduler's SIGTERM reach
+    worker ends when the process that started it (`parent`) has, not before: Ctrl-C in a terminal and a scheduler's SIGTERM reach
     workers, too, while the run still finishes its step and saves.
 
     RLIMIT_DATA and not RLIMIT_AS: CUDA reserves hundreds of gigabytes of addresses that it never writes.
@@ -134,7 +134,7 @@ def prepare(limit: int | None) -> None:
     os.environ.pop("PYTHONSAFEPATH", None)  # not for programs that the user's code starts
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if limit is None or sys.platform == "win32":
         return
     import resource

@@ -56,6 +56,8 @@ class RunLog:
                 self._remove_logs()
             for name in ("rollouts", "pictures", "checkpoints"):
                 (self.folder / name).mkdir(exist_ok=True)
+            for half in (*self.folder.glob(".*.tmp"), *self.folder.glob("*/.*.tmp")):
+                half.unlink(missing_ok=True)  # of a process that was killed while it wrote (we hold the lock)
             self._files: dict[str, BinaryIO] = {name: (self.folder / name).open("ab") for name in LOGS}
         for name in (*LOGS, BAD_SAMPLES):
             if (self.folder / name).exists():

@@ -174,6 +174,11 @@ def estimate(foot: Footprint, plan: Plan) -> Estimate:
             "logits": 24.0 * live * foot.vocabulary,
             "one layer": drawn * (foot.prompt * layer + foot.pictured * tower),
         }
+        if (
+            drawn * foot.prompt <= plan.tokens_per_pass
+        ):  # their graph waits for the update (`fovea.models.kept`)
+            graph = foot.prompt * kept + foot.pictured * seen
+            phases["rollout"]["prompts kept for the update"] = holes * drawn * graph
     always = {
         "optimizer state": weights.state,
         "float32 masters": 4.0 * weights.numbers * weights.mastered,

@@ -16,6 +16,7 @@ import numpy as np
 
 from fovea.algorithms import Algorithm, Stored, algorithm_of
 from fovea.models import Prompt, score
+from fovea.models.kept import keeping
 from fovea.models.shared_prefix import Row
 from fovea.rollout_health import health
 from fovea.rollouts import collect, fill, has_signal, learned_rewards, rollout_metrics, shown, to_samples
@@ -45,7 +46,8 @@ def rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str,
     run, policy = session.run, session.policy
     algorithm = algorithm_of(run)
     began = time.perf_counter()
-    rollout = roll_out(session, algorithm, step)
+    with keeping(policy, run.tokens_per_pass):
+        rollout = roll_out(session, algorithm, step)
     if not rollout.drawn:
         return EMPTY_STEP | rollout.counts, []
     drawn = time.perf_counter()
