@@ -64,6 +64,24 @@ def test_reinforce_plus_plus_whitens_over_tokens() -> None:
     np.testing.assert_allclose(np.concatenate(apart), [1.5, -0.5, -0.5, -0.5], rtol=1e-7)
 
 
+def test_a_reply_that_no_function_scored_is_in_no_statistic_of_the_whitening() -> None:
+    # Given: 1 (one token) and 0 (three tokens), as above; the third reply, of five tokens, changes nothing and gets 0.
+    rewards = [np.array([1.0, 0.0, np.nan])]
+    one, three, unscored = step_advantages(rewards, masks(1, 3, 5), REINFORCE)
+    np.testing.assert_allclose(one, [1.5], rtol=1e-6)
+    np.testing.assert_allclose(three, [-0.5] * 3, rtol=1e-6)
+    assert unscored.tolist() == [0.0] * 5
+    # Nor has it a KL to go.
+    kl = [np.full(n, 0.5) for n in (1, 3, 5)]
+    for algorithm in (replace(REINFORCE, beta=0.1), replace(REINFORCE, beta=0.1, scale="none")):
+        found = step_advantages(rewards, masks(1, 3, 5), algorithm, kl=kl)
+        alone = step_advantages([np.array([1.0, 0.0])], masks(1, 3), algorithm, kl=kl[:2])
+        for ours, theirs in zip(found, [*alone, np.zeros(5)], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    nothing = step_advantages([np.array([np.nan, np.nan])], masks(2, 2), REINFORCE)
+    assert [row.tolist() for row in nothing] == [[0.0, 0.0]] * 2
+
+
 def test_reinforce_plus_plus_learns_from_a_group_whose_rewards_are_equal() -> None:
     # Groups (1, 1) and (0, 0): GRPO has no signal; whitened over the batch the first is good, the second bad:
     # tokens 1, 1, 0, 0, mean 1/2, sample variance 1/3, A = ±(1/2) / sqrt(1/3) = ±0.8660254.
@@ -245,11 +263,12 @@ def test_top_entropy() -> None:
 
 def test_covariances() -> None:
     # Mean log-prob -1.625, mean advantage 0: covariances 0.625, -0.375, -1.125, 1.375. KL-Cov takes the highest, the
-    # fourth: |-3 - -1| = 2 over 4 tokens. Clip-Cov leaves one out of those between 0.5 and 1.
+    # fourth: |-3 - -1| = 2 (less half of the 1e-3 in which it is smooth) over 4 tokens. Clip-Cov leaves one out of
+    # those between 0.5 and 1.
     kl_cov = KlCov(share=0.25, coefficient=0.5)
     picked = kl_cov.pick(view_of())
     assert picked.tolist() == [0, 0, 0, 1]
-    assert float(kl_cov.loss("trained", view_of(picked=picked))) == pytest.approx(0.5 * 2 / 4)
+    assert float(kl_cov.loss("trained", view_of(picked=picked))) == pytest.approx(0.5 * (2 - 5e-4) / 4)
     assert ClipCov(share=0.25, low=0.5, high=1.0).pick(view_of()).tolist() == [0, 1, 1, 1]
     wide = ClipCov(share=0.5, low=-2.0, high=2.0)
     assert torch.equal(wide.pick(view_of()), wide.pick(view_of()))
@@ -257,6 +276,28 @@ def test_covariances() -> None:
 
 
 # ---------------------------------------------------------------- the recipe's section
+
+
+def test_kl_cov_does_not_follow_the_rounding_of_log_probs() -> None:
+    """At the first update the log-ratio is float noise: its gradient is noise too, not ±1; a real one's is the sign."""
+    old = torch.full((4,), -1.0)
+    for gap, least, most in ((1e-6, 0.0, 2e-3), (0.0, 0.0, 0.0), (2e-3, 1.0, 1.0)):
+        log_probs = (old + gap * torch.tensor([1.0, -1.0, 1.0, -1.0])).requires_grad_()
+        view = view_of(log_probs=log_probs, old_log_probs=old, picked=torch.ones(4), total=1.0)
+        KlCov(share=1.0).loss("trained", view).backward()
+        assert log_probs.grad is not None
+        size = log_probs.grad.abs()
+        assert float(size.min()) >= least
+        assert float(size.max()) <= most
+
+
+def test_old_log_probs_are_recomputed_where_the_decode_path_rounds_more() -> None:
+    def of(*overrides: str) -> str:
+        return algorithm_of(load_run("quickstart", ["algorithm.name=gspo", *overrides])).old_log_probs
+
+    assert of() == of("dtype=float32") == "sampled"
+    assert of("dtype=bfloat16") == "recomputed"
+    assert of("dtype=bfloat16", "algorithm.old_log_probs=sampled") == "sampled"
 
 
 def test_overrides_and_the_tables_own_values() -> None:

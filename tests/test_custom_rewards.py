@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import runpy
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 from fovea import rewards
 from fovea.config import load_run
 from fovea.rewards.calls import Batch, trl_arguments
-from fovea.rewards.loading import form_of, style_of
+from fovea.rewards.loading import code_of, form_of, style_of
 from fovea.rewards.scorer import Job, Scorer, ScorerSettings, make_scorer, nan_sum, short_names
 from fovea.tasks import open_data
 from fovea.types import Problem, RunFailed, UserError
@@ -127,6 +128,55 @@ def test_a_closure_is_a_reward() -> None:
     bound = 4
     with make_scorer({"short": 1.0}, {"short": lambda text, problem: float(len(text) < bound)}) as scorer:
         assert scorer.weigh(TEXTS, PROBLEM, step=0).rewards.tolist() == [1, 0, 1]
+
+
+def made(source: str, **names: Any) -> Callable[..., Any]:
+    """A function without a file."""
+    exec(compile(source, "<made>", "exec"), names)
+    return names["f"]  # type: ignore[no-any-return]
+
+
+def test_the_code_of_a_function_in_memory_follows_all_that_it_says() -> None:
+    sources = [
+        "def f(t, p): return len(t) < 4",
+        "def f(t, p): return len(t) < 5",
+        "def f(t, p): return len(t) < True",
+        "def f(t, p): return [x for x in t if x == 'a'] != []",
+        "def f(t, p): return [x for x in t if x == 'b'] != []",
+        "def f(t, p, k=1): return len(t) < k",
+        "def f(t, p, k=2): return len(t) < k",
+        "def f(t, p, *, k=2): return len(t) < k",
+        "def g(n):\n def f(t, p): return len(t) < n\n return f\nf = g(4)",
+        "def g(n):\n def f(t, p): return len(t) < n\n return f\nf = g(5)",
+        "def g(n):\n def f(t, p): return len(t) < n()\n return f\nf = g(lambda: 5)",
+        "def g(n):\n def f(t, p): return len(t) < n()\n return f\nf = g(lambda: 6)",
+        "from functools import partial\ndef h(k, t, p): return len(t) < k\nf = partial(h, 1)",
+        "from functools import partial\ndef h(k, t, p): return len(t) < k\nf = partial(h, 2)",
+        "def f(t, p): return t in {'a', 'b', 'c'}",
+    ]
+    codes = [code_of(made(source)) for source in sources]
+    assert len(set(codes)) == len(sources)
+    assert [code_of(made(source)) for source in sources] == codes
+
+
+def test_it_is_the_same_in_every_process() -> None:
+    """Objects show no addresses, sets no order: a worker that was started again finds its journal."""
+    script = (
+        "from fovea.rewards.loading import code_of\n"
+        "def g(*held):\n def f(t, p): return held\n return f\n"
+        "print(code_of(g(object(), {'a', 'b', 'c'}, [1.5, {'x': None}], lambda t: t in {'x', 'y', 'z'})))"
+    )
+    said = set()
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        )
+        said.add(done.stdout)
+    assert len(said) == 1
 
 
 def test_completions_that_nothing_scored_are_nan_and_counted() -> None:

@@ -140,15 +140,29 @@ def test_finished_rows_and_prompts_leave_the_batch(policy: Policy, monkeypatch: 
 
 
 def test_the_same_prompt_object_twice_and_long_replies() -> None:
-    """Beyond the first capacity of the key buffer, and with one prefix for two entries."""
+    """Beyond the first capacity of the key buffer, and with one prefix for two entries, which get other replies."""
     policy = loud_policy("qwen2_5_vl")
     a, b = (policy.prompt(p) for p in different_problems()[:2])
     sampling = Sampling(max_new_tokens=80, bans=policy.eos_ids)
     groups = SharedPrefillEngine(policy).generate([a, b, a], 2, sampling, seed=(0, 0))
-    assert [c.text for c in groups[0]] == [c.text for c in groups[2]]
+    assert not {c.text for c in groups[0]} & {c.text for c in groups[2]}
     assert all(len(c.token_ids) == 80 and c.stop == "length" for g in groups for c in g)
     said = torch.from_numpy(np.concatenate([c.log_probs for g in groups for c in g]))
     assert_log_probs_close(said, score(policy, [a, b, a], flat(groups), sampling)[0])
+
+
+def test_a_problem_twice_in_a_step_gets_other_replies(policy: Policy) -> None:
+    """Its first occurrence those that it would get alone; whatever the batches."""
+    a, b = (policy.prompt(p) for p in different_problems()[:2])
+    again = policy.prompt(different_problems()[0])
+    alone = SharedPrefillEngine(policy).generate([a, b], 2, SAMPLING, seed=(0, 0))
+    for rows in (512, 2):
+        groups = SharedPrefillEngine(policy, rows_at_once=rows).generate(
+            [a, b, again], 2, SAMPLING, seed=(0, 0)
+        )
+        said = [[c.text for c in group] for group in groups]
+        assert said[:2] == [[c.text for c in group] for group in alone]
+        assert not set(said[0]) & set(said[2])
 
 
 def test_inverse_cdf_draws_the_distribution() -> None:
@@ -169,6 +183,8 @@ def test_noise_is_a_fixed_function_of_its_key() -> None:
     assert keys.tolist() == [0x8613FDA8F8A2EFD, 0x1BFC69EB88CA01CC]
     assert u.tolist() == [0.869583356473548, 0.6552975226718587]
     assert keys.tolist() == row_keys(["b", "a"][::-1], [0, 1], (7, 3, 0)).tolist()
+    assert keys.tolist() == row_keys(["a", "b"], [0, 1], (7, 3, 0), [0, 0]).tolist()
+    assert len(set(row_keys(["a", "a", "a"], [0, 0, 0], (7, 3, 0), [0, 1, 2]))) == 3
     many = uniforms(row_keys(["a"] * 4000, range(4000), (0, 0, 0)), 0)
     assert abs(many.mean() - 0.5) < 0.02
     assert abs(np.corrcoef(many[1:], many[:-1])[0, 1]) < 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -25,7 +26,7 @@ from fovea.config import Run, load_run
 from fovea.runlog import RunLog, write_json
 from fovea.training import resume, train
 from fovea.training.stopping import best_of, no_longer_rises
-from fovea.types import RunFailed, UserError
+from fovea.types import Problem, RunFailed, UserError
 
 HARNESS = Path(__file__).parent / "kill_harness.py"
 
@@ -232,9 +233,117 @@ def test_patience_and_best_by_hand() -> None:
     assert not no_longer_rises(records, "accuracy", 0)
 
 
-def test_a_wrong_metric_is_refused_when_it_is_met(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"evaluation\.metric='acuracy' is not in an evaluation; known: "):
-        train(short(model, tmp_path / "r", "evaluation.metric=acuracy", "evaluation.every=1"))
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("evaluation.metric=acuracy", "did you mean 'accuracy'"),
+        ("evaluation={patience: 2, every: 0}", "give evaluation.every=N"),
+        ("reference_sync_steps=2", "give algorithm.beta"),
+        ("algorithm={clip_cov: 0.1, kl_cov: 0.1}", "cov"),
+    ],
+)
+def test_what_would_fail_late_or_do_nothing_is_refused_at_once(
+    model: Path, tmp_path: Path, override: str, what: str
+) -> None:
+    with pytest.raises(UserError, match=what):
+        train(short(model, tmp_path / "r", override))
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_broken_checkpoint_never_costs_a_good_one(model: Path, whole: Path, tmp_path: Path) -> None:
+    """It is not counted among those that are kept: with keep_checkpoints=1 the newest good one would have gone."""
+    folder = interrupted(model, tmp_path / "r", "keep_checkpoints=1", "evaluation.every=0")
+    shutil.copytree(folder / "checkpoints" / "step_2", folder / "checkpoints" / "step_9")
+    (folder / "checkpoints" / "step_9" / "optimizer.pt").write_bytes(b"half")
+    with pytest.raises(ZeroDivisionError):
+        resume(folder, observers=[Failing(3, ZeroDivisionError())])
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step_*")) == [
+        "step_3",
+        "step_9.broken",
+    ]
+    resume(folder)
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step_*")) == [
+        "step_4",
+        "step_9.broken",
+    ]
+
+
+class Drawing:
+    """A task whose problems draw from the global generator, as a careless user's would, and that may fail."""
+
+    name, kind, chance, size = "drawing", "text", 0.0, None
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.fail_at = fail_at
+
+    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
+        random.random()
+        if self.fail_at is not None and cursor >= self.fail_at:
+            raise RunFailed("the camera is gone.")
+        made = [
+            Problem(id=str(i), task="drawing", images=(), question="?", answer="a", kind="text", target="a b")
+            for i in range(cursor, cursor + n)
+        ]
+        return made, cursor + n
+
+
+def test_a_step_that_fails_is_saved_as_it_began(model: Path, tmp_path: Path) -> None:
+    """The generators and the logs of the last whole step, not of the moment of the failure."""
+    seen = []
+    for name, fail in (("whole", None), ("failed", 4)):
+        folder = tmp_path / name
+        run = short(model, folder, "evaluation.every=0", "save_every=0", "task=drawing")
+        held = Drawing()
+        if fail is None:
+            train(run, tasks=(Drawing(), held, held))
+        else:
+            with pytest.raises(RunFailed, match=r"camera is gone\. Step 2 is saved"):
+                train(run, tasks=(Drawing(fail), held, held))
+            with (folder / "metrics.jsonl").open("a") as log:
+                log.write('{"step": 2, "half')  # a disk that was full in the middle of a line
+            resume(folder, tasks=(Drawing(), held, held))
+        newest = checkpoints.newest_whole(folder)[0]
+        assert newest is not None
+        seen.append(newest.state["random"]["python"]["numbers"].tolist())
+    assert list(differences(tmp_path / "whole", tmp_path / "failed")) == []
+    assert seen[0] == seen[1]
+
+
+def test_other_problems_are_refused(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "my.jsonl"
+    lines = [{"question": f"Say {i}", "answer": "x", "target": "x"} for i in range(30)]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = short(model, tmp_path / "r", f"data={data}", "evaluation.every=0")
+    with pytest.raises(ZeroDivisionError):
+        train(run, [Failing(2, ZeroDivisionError())])
+    data.write_text("".join(json.dumps(line | {"answer": "y"}) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"training problems are not those that .* began with"):
+        resume(tmp_path / "r")
+
+
+def test_checkpoints_that_are_gone_are_said(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    train(short(model, folder, "steps=2"))
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match="its checkpoints are gone"):
+        resume(folder, ["steps=3"])
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_new_run_does_not_inherit_a_reward_journal(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / "reward_journal.jsonl").write_text("not a journal\n")
+    train(short(model, folder, "steps=1", "evaluation.every=0"))
+    assert not (folder / "reward_journal.jsonl").exists()
+
+
+def test_files_have_the_rights_that_new_files_get(model: Path, tmp_path: Path) -> None:
+    train(short(model, tmp_path / "r", "steps=1", "evaluation.every=0"))
+    mask = os.umask(0)
+    os.umask(mask)
+    weights = tmp_path / "r" / "checkpoints" / "step_1" / "model" / "model.safetensors"
+    assert weights.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from fovea import rewards
-from fovea.rewards.journal import NAME
+from fovea.rewards.journal import NAME, Journal, hash_texts
 from fovea.rewards.scorer import Job, Scorer, ScorerSettings, make_scorer
 from fovea.types import Problem, RunFailed, UserError
 
@@ -167,6 +168,27 @@ def test_the_journal_is_replayed_without_waiting(module: str, tmp_path: Path) ->
     path.write_bytes(b"nonsense\n")
     with pytest.raises(UserError, match="line 1 is not a line of the reward journal"):
         scorer_of(module, "regex", path)
+
+
+def test_a_problem_twice_in_a_step_has_a_line_each(tmp_path: Path) -> None:
+    """The same replies to the same problem: the first two scorings fail, the third does not. Resuming finds both."""
+    source, path = tmp_path / "own.py", tmp_path / NAME
+    source.write_text(
+        "calls = []\ndef f(text, problem):\n    calls.append(1)\n    return 1 / (len(calls) // 9)\n",
+        encoding="utf-8",
+    )
+    jobs = [Job(texts=("a",), problem=PROBLEM)] * 2
+    with scorer_of(str(source), "f", path, timeout=20) as scorer:
+        first = [scores.events for scores in scorer.weigh_all(jobs, step=0)]
+    assert [len(events) for events in first] == [1, 1]
+    lines = path.read_bytes().splitlines()
+    assert [b"occurrence" in line for line in lines] == [False, True], (
+        "the first one's line is as it always was"
+    )
+    journal = Journal(path)
+    keys = [(0, "t:0", f"{source}:f", hash_texts(["a"]), json.loads(lines[0])["code"], n) for n in (0, 1, 2)]
+    found = [journal.find(key) for key in keys]
+    assert [None if entry is None else entry.key for entry in found] == [keys[0], keys[1], None]
 
 
 def test_a_corrected_function_is_asked_again(tmp_path: Path) -> None:

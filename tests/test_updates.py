@@ -21,8 +21,9 @@ from fovea.models.shared_prefix import score
 from fovea.rollouts import fill, minibatches, reweigh, to_samples
 from fovea.training import train
 from fovea.training.opening import open_session
+from fovea.training.setup import Session
 from fovea.training.steps import prompt_again, rl_step, roll_out
-from fovea.training.update import update
+from fovea.training.update import one_step, update
 from fovea.types import Completion, Group, Problem, Sample, Sampling, UserError
 
 GRPO = ALGORITHMS["grpo"]
@@ -149,6 +150,61 @@ def test_several_updates_move_the_ratio_and_count(policy: Policy, groups: list[G
     assert report["rows_skipped"] == 2
 
 
+def test_a_skipped_optimizer_step_beside_one_that_was_done_is_not_a_skipped_step(
+    policy: Policy, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nonfinite` counts towards `max_nonfinite`, so only a step that learned nothing may have it."""
+    from fovea.training import update as module
+
+    real, samples = module.clip_gradients, to_samples(groups, GRPO, 16)
+    for bad, expected in (({2}, (1, 0, 1)), ({1, 2}, (0, 1, 2)), (set(), (2, 0, 0))):
+        calls: list[int] = []
+
+        def clip(*given: Any, bad: Any = bad, calls: list[int] = calls) -> float:
+            calls.append(1)
+            return float("nan") if len(calls) in bad else real(*given)
+
+        monkeypatch.setattr(module, "clip_gradients", clip)
+        run = recipe("algorithm.updates_per_rollout=2", "optimizer.learning_rate=1e-30")
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
+        report = update(policy, optimizer, samples, GRPO, Sampling(), run, 0)
+        assert (report["updates"], report["nonfinite"], report["nonfinite_updates"]) == expected
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "rloo", "cispo"])
+def test_the_first_update_has_its_own_forward_as_old_log_probs(
+    policy: Policy, groups: list[Group], name: str
+) -> None:
+    """The same as scoring ahead, without the scoring; also where replies are cut over passes. The gap is told."""
+    algorithm = replace(ALGORITHMS[name], old_log_probs="recomputed")
+    scored = to_samples(groups, algorithm, 16, recomputed=now(policy, groups))
+    expected, _ = gradient_of(policy, scored, algorithm)
+    engine = to_samples(groups, algorithm, 16)
+    run = recipe("optimizer.learning_rate=1e-30")
+    for how in (run, recipe("optimizer.learning_rate=1e-30", "tokens_per_pass=4")):
+        found, report = gradient_of(policy, engine, algorithm, how, first=True)
+        assert_gradients_close(found, expected, 2e-5)
+        assert (report["clip_fraction"], report["approx_kl"]) == (0.0, 0.0)
+        differences = [
+            np.abs(a.old_log_probs - b.old_log_probs)
+            for a, b in zip(engine, scored, strict=True)
+            if a.advantage.any()
+        ]
+        assert report["engine_gap_mean"] == pytest.approx(np.concatenate(differences).mean(), rel=1e-3)
+        assert report["engine_gap_max"] == pytest.approx(np.concatenate(differences).max(), rel=1e-3)
+
+
+def test_when_one_forward_is_enough() -> None:
+    recomputed = replace(GRPO, old_log_probs="recomputed")
+    assert one_step(recipe(), recomputed)
+    assert one_step(recipe(), replace(recomputed, beta=0.1))
+    assert not one_step(recipe(), GRPO)
+    assert not one_step(recipe(), replace(recomputed, correction="token_mask"))
+    assert not one_step(recipe(), replace(recomputed, beta=0.1, kl_in="reward"))
+    for section in ("updates_per_rollout=2", "prompts_per_update=1", "replay=8"):
+        assert not one_step(recipe(f"algorithm.{section}"), recomputed)
+
+
 def now(policy: Policy, groups: list[Group]) -> list[np.ndarray]:
     """Log-probs of every completion under the policy as it is."""
     rows = [(g, c.token_ids) for g, group in enumerate(groups) for c in group.completions]
@@ -267,6 +323,25 @@ def test_replay_round_trip_is_exact_and_drawing_is_a_function_of_the_seed(
     assert empty.draw(2, seed=(0, 0)) == []
 
 
+def test_replay_keeps_the_importance_weights(policy: Policy, groups: list[Group]) -> None:
+    algorithm = replace(GRPO, old_log_probs="recomputed", correction="token_truncate")
+    samples = to_samples(groups, algorithm, 16, recomputed=now(policy, groups), positions=[0, 1, 2, 3])
+    buffer, again = SelectiveReplay(capacity=8), SelectiveReplay(capacity=8)
+    buffer.add([replace(samples[0], correction=None), *samples[1:]], 0)
+    again.restore(buffer.state())
+    for kept in (buffer.kept, again.kept):
+        assert kept[0].correction is None
+        np.testing.assert_array_equal(kept[1].correction, samples[1].correction)
+        assert kept[1].correction.dtype == np.float32
+        filled = fill(samples, [(kept[1], groups[0].prompt)], algorithm, 16)
+        np.testing.assert_array_equal(filled[4].correction, samples[1].correction)
+    before = {
+        name: value for name, value in buffer.state().items() if name not in ("corrected", "correction")
+    }
+    again.restore(before)
+    assert all(one.correction is None for one in again.kept)
+
+
 def test_a_replayed_row_takes_the_place_of_a_silent_one(policy: Policy, groups: list[Group]) -> None:
     samples = to_samples(groups, GRPO, 16, positions=[0, 1, 2, 3])
     buffer = SelectiveReplay(capacity=8)
@@ -379,6 +454,68 @@ def test_two_steps_of_each(folder: Path, tmp_path: Path, section: str) -> None:
             if "reinforce" in section:  # a group whose rewards are all equal is learned from
                 assert metrics["groups_skipped"] == 0
             assert ("kl" in metrics) == ("beta" in section and "baseline" in section)
+
+
+@pytest.mark.parametrize("section", ["name: gspo", "name: gspo, prompts_per_update: 1", "kl_cov: 0.1"])
+def test_the_first_update_clips_nothing_in_bfloat16(folder: Path, tmp_path: Path, section: str) -> None:
+    """The decode path and the trainer's differ by more than GSPO's bounds there: old log-probs are the trainer's."""
+    more = ["steps=1", f"algorithm={{{section}}}", "show_every=0", "dtype=bfloat16"]
+    run = short(
+        folder,
+        tmp_path / "r",
+        *more,
+        "optimizer.learning_rate=1e-12",
+        "model=fovea-tiny",
+        "sampling.max_new_tokens=24",
+    )
+    with open_session(run) as session:
+        metrics = learned(session)
+    print(metrics)
+    assert metrics["engine_gap_max"] > 1e-4
+    assert metrics["clip_fraction"] == 0.0
+    assert metrics["approx_kl"] < 1e-9
+
+
+def learned(session: Session) -> dict[str, Any]:
+    """A step whose replies are worth 0, 1, 2, 3, so that every group has a signal."""
+    real = session.scorer.weigh_all
+
+    def weigh_all(jobs: Any, *, step: int) -> Any:
+        return [
+            replace(scores, rewards=np.arange(len(scores.rewards), dtype=np.float64))
+            for scores in real(jobs, step=step)
+        ]
+
+    session.scorer.weigh_all = weigh_all  # type: ignore[method-assign]
+    return rl_step(session, 0)[0]
+
+
+def test_a_step_without_signal_leaves_no_graph(folder: Path, tmp_path: Path) -> None:
+    """No row is computed, so nobody takes what the rollout kept: evaluation and save must not find it in memory."""
+    run = short(folder, tmp_path / "r", "show_every=0")
+    with open_session(run) as session:
+        kept: list[bool] = []
+        real = session.scorer.weigh_all
+
+        def weigh_all(jobs: Any, *, step: int) -> Any:
+            kept.append(session.policy.kept.prefix is not None)
+            return [
+                replace(scores, rewards=np.zeros(len(scores.rewards))) for scores in real(jobs, step=step)
+            ]
+
+        session.scorer.weigh_all = weigh_all  # type: ignore[method-assign]
+        metrics, _ = rl_step(session, 0)
+        assert kept == [True]
+        assert metrics["rows_skipped"] == 8
+        assert session.policy.kept.prefix is None
+
+        def fail(jobs: Any, *, step: int) -> Any:
+            raise RuntimeError("no rewards")
+
+        session.scorer.weigh_all = fail  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="no rewards"):
+            rl_step(session, 1)
+        assert session.policy.kept.prefix is None
 
 
 def test_a_run_with_replay_and_resampling_writes_equal_logs(folder: Path, tmp_path: Path) -> None:

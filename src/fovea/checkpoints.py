@@ -18,7 +18,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fovea.models import Policy
-from fovea.runlog import RunLog, to_json
+from fovea.runlog import RunLog, open_up, to_json
 from fovea.types import RunFailed, UserError
 
 ARRAY = "$array"
@@ -62,12 +62,14 @@ def save(
     step: int,
     state: Mapping[str, Any],
     *,
+    logs: Mapping[str, int] | None = None,
     durable: bool = True,
 ) -> Path:
     """Write `checkpoints/step_{step}` (steps done so far); an older one of that name is replaced.
 
-    `state`: plain JSON in which NumPy arrays may stand anywhere. The state of torch's, NumPy's and Python's global
-    random generators is added to it. `durable=False` leaves out the fsyncs (tests). Raises RunFailed when the disk
+    `state`: plain JSON in which NumPy arrays may stand anywhere; `logs`: bytes of every log (`RunLog.offsets`) at the
+    time of that state, by default now. The global random generators' state is added unless `state` has "random".
+    `durable=False` leaves out the fsyncs (tests). Raises RunFailed when the disk
     does not take it: nothing that was saved before is touched.
     """
     final = log.folder / "checkpoints" / f"step_{step}"
@@ -76,7 +78,10 @@ def save(
     random_now = random_state()
     try:
         partial.mkdir(parents=True)
-        _write(partial, log, policy, optimizer, step, {**state, "random": random_now}, durable)
+        if durable:
+            log.sync()
+        whole = {"random": random_now, **state}
+        _write(partial, log.offsets() if logs is None else logs, policy, optimizer, step, whole, durable)
         if final.exists():  # an old one of another run of this step: never a moment without either
             _remove(final)
         partial.rename(final)
@@ -97,7 +102,7 @@ def save(
 
 def _write(
     folder: Path,
-    log: RunLog,
+    logs: Mapping[str, int],
     policy: Policy,
     optimizer: torch.optim.Optimizer | None,
     step: int,
@@ -111,13 +116,14 @@ def _write(
     plain = _split(state, "", arrays)
     if arrays:
         save_file(arrays, folder / "arrays.safetensors")
+    open_up(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         "format": 2,
         "step": step,
         "policy_version": policy.version,
         "state": plain,
-        "logs": log.offsets(),
+        "logs": dict(logs),
         "weights": weight_digests(policy),
         "files": {path.relative_to(folder).as_posix(): _digest(path) for path in files},
     }
@@ -215,15 +221,28 @@ def newest(run_folder: Path) -> Path | None:
     return next(iter(all_steps(run_folder)), None)
 
 
-def newest_whole(run_folder: Path) -> tuple[Saved | None, list[str]]:
-    """The newest checkpoint that is whole, and one sentence for each newer one that was passed over."""
-    passed: list[str] = []
+def newest_whole(
+    run_folder: Path, check: Callable[[Saved], None] | None = None
+) -> tuple[Saved | None, dict[Path, str]]:
+    """The newest checkpoint that is whole and for which `check` raises no UserError; of each newer one that was passed
+    over the folder and the reason in one sentence."""
+    passed: dict[Path, str] = {}
     for folder in all_steps(run_folder):
         try:
-            return read(folder), passed
+            saved = read(folder)
+            if check is not None:
+                check(saved)
+            return saved, passed
         except UserError as error:
-            passed.append(str(error))
+            passed[folder] = str(error)
     return None, passed
+
+
+def set_aside(folder: Path) -> None:
+    """Give a broken checkpoint a name under which it is none (`step_4.broken`), so that it counts for nothing."""
+    aside = folder.with_name(f"{folder.name}.broken")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def prune(run_folder: Path, keep: int, also: Collection[int] = ()) -> None:

@@ -253,7 +253,7 @@ class Run(Section):
     cpu_seconds: float | None = Field(
         default=None, gt=0, description="stop after so many CPU seconds of training steps"
     )
-    seed: int = Field(default=0, ge=0, description="of everything that is drawn")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of everything that is drawn")
     run_dir: str | None = Field(default=None, description="default: runs/RECIPE-seedSEED")
     save_every: int = Field(
         default=50,

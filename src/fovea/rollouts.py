@@ -160,7 +160,8 @@ def collect(
     """Draw `group` replies to each prompt and reward them. Groups in the order of `prompts`.
 
     `weights`: those of built-in rewards, or a scorer (which may run the user's own); `seed`: (run's seed, step);
-    `draw`: the sampling phase, so that a problem met twice in a step gets other replies.
+    `draw`: the sampling phase, so that a problem met again in another round of a step gets other replies; one that is
+    twice among `prompts` does, too (`fovea.types.occurrences`).
     """
     replies = engine.generate(prompts, group, sampling, seed=seed, draw=draw)
     if isinstance(weights, Mapping):
@@ -326,6 +327,7 @@ def fill(
                 advantage=one.advantage,
                 group=sample.group,
                 reference_log_probs=one.reference_log_probs,
+                correction=one.correction,
                 policy_version=one.policy_version,
                 position=one.position,
                 replayed=True,

@@ -6,7 +6,8 @@ Everything is frozen, keyword-only and slotted; nothing here computes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -73,6 +74,19 @@ def picture_sizes(problem: Problem) -> tuple[tuple[int, int], ...]:
     """(width, height) of each picture in pixels, without decoding pictures that are not decoded yet."""
     sizes = getattr(problem.images, "sizes", None)
     return tuple(image.size for image in problem.images) if sizes is None else tuple(sizes)
+
+
+def occurrences(problems: Iterable[str]) -> list[int]:
+    """How often each id was there before it: a small data set has a problem twice in a step.
+
+    Example: occurrences(["a", "b", "a"]) == [0, 0, 1]
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for problem in problems:
+        found.append(seen[problem])
+        seen[problem] += 1
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

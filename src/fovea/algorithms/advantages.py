@@ -116,13 +116,15 @@ def step_advantages(
         batch_std      A / (std of all rewards + std_eps)        TRL's scale_rewards="batch", arXiv:2508.08221
         whiten         (A - mean) / sqrt(var + 1e-8), over all counted tokens    arXiv:2501.03262, equation 10
 
-    The whitening weighs a reply by its tokens, as OpenRLHF and verl do; the paper writes "batch".
+    The whitening weighs a reply by its tokens, as OpenRLHF and verl do; the paper writes "batch". A row whose reward
+    is NaN was not given one: it is in no statistic and its advantage is 0, the KL to go included.
     """
     groups = [np.asarray(group, np.float64) for group in rewards]
     in_reward = kl if algorithm.beta > 0 and algorithm.kl_in == "reward" else None
     if in_reward is not None:
         sums = iter([float((part * mask).sum()) for part, mask in zip(in_reward, masks, strict=True)])
         groups = [np.array([r - algorithm.beta * next(sums) for r in group]) for group in groups]
+    given = ~np.isnan(np.concatenate(groups))
     flat = np.concatenate([group_advantages(group, algorithm).numpy() for group in groups])
     if algorithm.scale == "batch_std":
         scored = np.concatenate(groups)
@@ -132,18 +134,22 @@ def step_advantages(
     if algorithm.beta > 0 and algorithm.kl_in == "reward_to_go":
         assert kl is not None, "the KL in the reward needs the reference's log-probs"
         rows = [
-            row - algorithm.beta * np.cumsum((part * mask)[::-1])[::-1]
-            for row, part, mask in zip(rows, kl, masks, strict=True)
+            row - algorithm.beta * np.cumsum((part * mask)[::-1])[::-1] if scored else row
+            for row, part, mask, scored in zip(rows, kl, masks, given, strict=True)
         ]
-    return _whitened(rows, masks, reduce) if algorithm.scale == "whiten" else rows
+    return _whitened(rows, masks, given, reduce) if algorithm.scale == "whiten" else rows
 
 
-def _whitened(rows: list[np.ndarray], masks: Sequence[np.ndarray], reduce: Reduce) -> list[np.ndarray]:
-    counted = [row[mask > 0] for row, mask in zip(rows, masks, strict=True)]
-    moments = Moments.of(np.concatenate(counted)).everywhere(reduce)
+def _whitened(
+    rows: list[np.ndarray], masks: Sequence[np.ndarray], given: np.ndarray, reduce: Reduce
+) -> list[np.ndarray]:
+    """`given`: bool [B], rows with a reward; the others keep their 0, which whitening would make a -mean/std."""
+    counted = [row[mask > 0] for row, mask, scored in zip(rows, masks, given, strict=True) if scored]
+    moments = Moments.of(np.concatenate([np.zeros(0), *counted])).everywhere(reduce)
     if moments.m2 == 0.0:  # every reward equal: exactly zero, not rounding over eps
         return [np.zeros_like(row) for row in rows]
-    return [(row - moments.mean) / math.sqrt(moments.variance + WHITEN_EPS) for row in rows]
+    scale = math.sqrt(moments.variance + WHITEN_EPS)
+    return [(row - moments.mean) / scale if scored else row for row, scored in zip(rows, given, strict=True)]
 
 
 def overlong_penalty(lengths: np.ndarray, budget: int, share: float) -> np.ndarray:

@@ -44,6 +44,8 @@ class Stored:
     """Updates that the policy that sampled it had seen."""
     step: int
     """Step in which it was sampled."""
+    correction: np.ndarray | None = None
+    """float32 [T], the importance weights against its engine, or None where the algorithm has none."""
 
     @property
     def weight(self) -> float:
@@ -79,6 +81,7 @@ class SelectiveReplay:
                     advantage=sample.advantage,
                     policy_version=sample.policy_version,
                     step=step,
+                    correction=sample.correction,
                 )
             )
         self.kept = self.kept[max(0, len(self.kept) - self.capacity) :]
@@ -102,26 +105,28 @@ class SelectiveReplay:
         """JSON in which NumPy arrays stand: rows one after another, and their lengths."""
         kept, none = self.kept, np.zeros(0, np.float32)
         references = [one.reference_log_probs for one in kept]
+        corrections = [one.correction for one in kept]
         return {
             "rows": [[one.position, one.problem, one.policy_version, one.step] for one in kept],
             "lengths": [len(one.token_ids) for one in kept],
             "referenced": [reference is not None for reference in references],
+            "corrected": [correction is not None for correction in corrections],
             "token_ids": np.concatenate([np.zeros(0, np.int64), *(one.token_ids for one in kept)]),
             "old_log_probs": np.concatenate([none, *(one.old_log_probs for one in kept)]),
             "advantage": np.concatenate([none, *(one.advantage for one in kept)]),
             "reference_log_probs": np.concatenate([none, *(r for r in references if r is not None)]),
+            "correction": np.concatenate([none, *(c for c in corrections if c is not None)]),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Become what `state` was taken of."""
+        """Become what `state` was taken of; one of before `correction` was kept has none."""
         ends = np.cumsum(state["lengths"], dtype=np.int64)[:-1]
         parts = {
             name: np.split(np.asarray(state[name]), ends)
             for name in ("token_ids", "old_log_probs", "advantage")
         }
-        lengths = [n for n, has in zip(state["lengths"], state["referenced"], strict=True) if has]
-        found = np.split(np.asarray(state["reference_log_probs"]), np.cumsum(lengths, dtype=np.int64)[:-1])
-        references = iter(found)
+        references = _some(state, "referenced", "reference_log_probs")
+        corrections = _some(state, "corrected", "correction")
         self.kept = [
             Stored(
                 position=position,
@@ -131,10 +136,19 @@ class SelectiveReplay:
                 token_ids=parts["token_ids"][i],
                 old_log_probs=parts["old_log_probs"][i],
                 advantage=parts["advantage"][i],
-                reference_log_probs=next(references) if state["referenced"][i] else None,
+                reference_log_probs=references[i],
+                correction=corrections[i],
             )
             for i, (position, problem, version, step) in enumerate(state["rows"])
         ]
+
+
+def _some(state: Mapping[str, Any], there: str, name: str) -> list[np.ndarray | None]:
+    """The rows of an array that not every completion has: None where `there` is false, or no such key."""
+    lengths, has = state["lengths"], state.get(there) or [False] * len(state["lengths"])
+    ends = np.cumsum([n for n, one in zip(lengths, has, strict=True) if one], dtype=np.int64)
+    parts = iter(np.split(np.asarray(state[name]), ends[:-1]) if len(ends) else [])
+    return [next(parts) if one else None for one in has]
 
 
 def make_replay(section: AlgorithmSection) -> Replay | None:

@@ -22,6 +22,9 @@ from torch import Tensor
 from fovea.config import AlgorithmSection
 from fovea.types import LossTerm, UserError
 
+SMOOTH = 1e-3
+"""Log-ratio below which KL-Cov's |log ratio| is a parabola: a thousand times float32's rounding of it. Our choice."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenView:
@@ -150,8 +153,8 @@ class ClipCov:
 class KlCov:
     """c · Σ over the `share` of counted tokens of highest covariance of |log π - log π_old| / Σ m.
 
-    arXiv:2505.22617, equation 10, with the absolute log-ratio of its code. The tokens are chosen once an optimizer
-    step, on the whole mini-batch. Example: KlCov(share=2e-3)
+    arXiv:2505.22617, equation 10, with the absolute log-ratio of its code, smooth near 0 (`smooth_abs`: our choice).
+    The tokens are chosen once an optimizer step, on the whole mini-batch. Example: KlCov(share=2e-3)
     """
 
     share: float
@@ -173,11 +176,17 @@ class KlCov:
         """[] of these tokens."""
         assert view.picked is not None, "`picks` is true"
         chosen = view.picked * view.mask
-        return (
-            self.coefficient
-            * ((view.log_probs - view.old_log_probs).abs() * chosen).sum()
-            / max(view.total, 1.0)
-        )
+        distance = smooth_abs(view.log_probs - view.old_log_probs)
+        return self.coefficient * (distance * chosen).sum() / max(view.total, 1.0)
+
+
+def smooth_abs(x: Tensor) -> Tensor:
+    """|x| - δ/2 where |x| ≥ δ, else x²/2δ, with δ = `SMOOTH`: Huber's function, float of x's shape.
+
+    In the first update of a rollout log π - log π_old is 0 but for float rounding. The gradient of |x| is the sign of
+    that rounding, ±1 at random; this one's is rounding/δ, and x = 0 gives 0.
+    """
+    return torch.nn.functional.smooth_l1_loss(x, torch.zeros_like(x), reduction="none", beta=SMOOTH)
 
 
 def loss_terms(section: AlgorithmSection) -> tuple[LossTerm, ...]:

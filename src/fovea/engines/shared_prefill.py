@@ -1,6 +1,6 @@
 """The default engine: each prompt is prefilled once, its G completions are decoded against the shared prefix.
 
-Sampling is inverse-CDF with one uniform number per (seed, step, draw, problem, sample, token) from a
+Sampling is inverse-CDF with one uniform number per (seed, step, draw, problem, its occurrence, sample, token) from a
 counter-based hash, so a reply depends on what else is in the batch only through float rounding. Finished rows
 leave the decode batch, and prompts without rows leave too. Not here: what the rewards think of the replies.
 """
@@ -21,7 +21,7 @@ from fovea.models.packing import together
 from fovea.models.policy import Policy
 from fovea.models.recurrent import take, token_rows
 from fovea.models.shared_prefix import Prefix, prefill_rollout
-from fovea.types import Completion, Sampling
+from fovea.types import Completion, Sampling, occurrences
 
 # Rows leave once so large a share of the batch is finished: a compaction copies the keys, a finished row
 # costs a step.
@@ -56,9 +56,13 @@ class SharedPrefillEngine:
     ) -> list[tuple[Completion, ...]]:
         """`group` completions for each prompt, in order; log-probs are of the `Sampling` distribution."""
         done: list[tuple[Completion, ...]] = []
+        times = occurrences(
+            prompt.problem.id for prompt in prompts
+        )  # before the batches, which may not matter
         with torch.no_grad():
             for some in self._batches(prompts, group):
-                done.extend(_generate(self._policy, some, group, sampling, (*seed, draw)))
+                now = times[len(done) : len(done) + len(some)]
+                done.extend(_generate(self._policy, some, now, group, sampling, (*seed, draw)))
         return done
 
     def _batches(self, prompts: Sequence[Prompt], group: int) -> list[list[Prompt]]:
@@ -71,7 +75,12 @@ class SharedPrefillEngine:
 
 
 def _generate(
-    policy: Policy, prompts: list[Prompt], group: int, sampling: Sampling, seed: tuple[int, int, int]
+    policy: Policy,
+    prompts: list[Prompt],
+    times: Sequence[int],
+    group: int,
+    sampling: Sampling,
+    seed: tuple[int, int, int],
 ) -> list[tuple[Completion, ...]]:
     device, family, model = policy.device, policy.family, policy.model
     # rows of one distinct prompt must stand together; identical objects share their prefix
@@ -80,7 +89,8 @@ def _generate(
     rows = [(i, sample) for i in order for sample in range(group)]
     row_prompt = [prefix.index[i] for i, _ in rows]
     plan = decode_plan(prefix, row_prompt, min(_FIRST_CAPACITY, sampling.max_new_tokens))
-    keys = row_keys([prompts[i].problem.id for i, _ in rows], [sample for _, sample in rows], seed)
+    problems, samples = [prompts[i].problem.id for i, _ in rows], [sample for _, sample in rows]
+    keys = row_keys(problems, samples, seed, [times[i] for i, _ in rows])
     start = torch.tensor([prompts[i].next_position for i, _ in rows], device=device)
     bans = torch.tensor(policy.bans(sampling), device=device)
     ends = torch.tensor(policy.eos_ids, device=device)
@@ -194,10 +204,22 @@ def choose(logits: Tensor, sampling: Sampling, keys: np.ndarray, token: int) -> 
     return tokens[:, 0], (logits.gather(-1, tokens) - lse)[:, 0]
 
 
-def row_keys(problems: Sequence[str], samples: Sequence[int], seed: tuple[int, int, int]) -> np.ndarray:
-    """uint64 [B]: one counter key per (seed, step, draw, problem id, sample), stable across processes."""
-    bases = {name: _digest(f"{seed[0]}|{seed[1]}|{seed[2]}|{name}") for name in set(problems)}
-    base = np.array([bases[name] for name in problems], dtype=np.uint64)
+def row_keys(
+    problems: Sequence[str],
+    samples: Sequence[int],
+    seed: tuple[int, int, int],
+    times: Sequence[int] | None = None,
+) -> np.ndarray:
+    """uint64 [B]: one counter key per (seed, step, draw, problem id, sample), stable across processes.
+
+    `times`: which occurrence of its problem in the call a row belongs to (default: the first, 0), so that a problem
+    that is there twice gets other replies.
+    """
+    which = list(zip(problems, times if times is not None else [0] * len(problems), strict=True))
+    start = f"{seed[0]}|{seed[1]}|{seed[2]}"
+    # no id can look like an occurrence: it stands before the bar that ends the numbers
+    bases = {(name, n): _digest(f"{start}{f'~{n}' if n else ''}|{name}") for name, n in set(which)}
+    base = np.array([bases[one] for one in which], dtype=np.uint64)
     return _splitmix64(base + _GAMMA * (np.array(samples, dtype=np.uint64) + np.uint64(1)))
 
 

@@ -21,6 +21,7 @@ import torch
 
 from fovea.export.readme import readme
 from fovea.export.source import Source, find_source, public_name
+from fovea.models.finetune import section_of
 from fovea.types import UserError
 
 CARRIED = (
@@ -158,19 +159,32 @@ def _write_merged(source: Source, folder: Path) -> None:
 
 
 def _merged_model(source: Source, base: Path) -> Any:
-    from fovea.config import FinetuneSection
     from fovea.models.policy import load_policy
 
-    section = FinetuneSection.model_validate(source.run.get("finetune") or {})
     # A 4-bit base is merged as it was published: rounding it again would add an error that nobody trained.
+    # What the adapter is, its own config says: a run that went on with one need not repeat it in its recipe.
     policy = load_policy(
         str(base),
         device="cpu",
         dtype="float32",
-        finetune=section.model_copy(update={"mode": "lora"}),
+        finetune=section_of(source.model)[1],
         adapter=source.model,
+        min_pixels=source.run.get("min_pixels"),
+        max_pixels=source.run.get("max_pixels"),
     )
+    _untie(policy.model, policy.family.lm_head(policy.model))
     return policy.adapter.merge_and_unload(safe_merge=True)
+
+
+def _untie(model: Any, head: Any) -> None:
+    """Give a head with an adapter weights of its own: added to the shared ones, its product would change what the
+    model reads, too."""
+    inner = getattr(head, "base_layer", None)
+    if inner is None or inner.weight is not model.get_input_embeddings().weight:
+        return
+    inner.weight = torch.nn.Parameter(inner.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def _carry(source: Source, folder: Path) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from fovea.export.source import Source, public_name
+from fovea.models.finetune import section_of
 from fovea.rewards import REWARDS
 from fovea.tasks import TASKS
 from fovea.viewer.display import interval
@@ -173,6 +174,8 @@ def _made(source: Source, form: str) -> Iterator[str]:
     )
     if form != "full":
         tuned = run.get("finetune") or {}
+        if tuned.get("mode", "full") == "full":  # the run went on with an adapter and took its settings
+            tuned = section_of(source.model)[1].model_dump()
         targets = ", ".join(f"`{target}`" for target in tuned.get("targets") or ())
         yield f"- LoRA: rank {tuned.get('rank')}, alpha {tuned.get('alpha')}, on {targets}"
         if tuned.get("mode") == "qlora":

@@ -34,6 +34,18 @@ if (
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+UNDERSTOOD = frozenset({
+    # what is read, and what says where it came from
+    "peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path", "revision", "task_type",
+    "auto_mapping", "peft_version", "inference_mode", "megatron_core",
+    # how the matrices were drawn, and dropout, which is off here anyway
+    "lora_dropout", "eva_config", "corda_config", "lora_ga_config", "loftq_config", "qalora_group_size",
+    # which layers have matrices: that they are those of the run is checked tensor by tensor
+    "exclude_modules", "layers_to_transform", "layers_pattern",
+})  # fmt: skip
+"""Keys of a peft config that do not change what an adapter of known rank and alpha computes."""
+DRAWN = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights that leave the base as it is (PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change it)."""
 
 
 # ---------------------------------------------------------------- parts of a model
@@ -98,6 +110,8 @@ def add_adapter(
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 for a property by its old name
         warnings.simplefilter("ignore", FutureWarning)
+        # and warns that a tied head is hard to merge: `fovea export` unties it
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
         torch.manual_seed(seed)
         adapter = get_peft_model(model, config)
     adapter.eval()
@@ -204,7 +218,8 @@ def load_adapter(adapter: PeftModel, folder: str | Path) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json as a dict. Raises UserError for a missing or broken file or another kind than LoRA."""
+    """adapter_config.json as a dict. Raises UserError for a missing or broken file, another kind than LoRA, and any
+    setting by which the adapter would compute something else than W x + (alpha / r) B A x."""
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
         kind = config.get("peft_type")
@@ -214,6 +229,20 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / ADAPTER_CONFIG} is broken; copy the adapter again.") from None
     if kind != "LORA":
         raise UserError(f"The adapter in {folder} is of the kind {kind}; only LORA is supported.")
+    for key, value in sorted(config.items()):
+        known = value in DRAWN if key == "init_lora_weights" else not value or value == "none"
+        if not known and key not in UNDERSTOOD:
+            raise UserError(
+                f"The adapter in {folder} was trained with {key}={json.dumps(value)[:60]}, which is not supported and "
+                "would change what it computes; merge it into its base with peft and give that folder."
+            )
+    for key in ("r", "lora_alpha"):
+        number = config.get(key)
+        if not isinstance(number, int | float) or number < 1 or number != int(number):
+            raise UserError(
+                f"The adapter in {folder} has {key}={json.dumps(number)[:60]} in {ADAPTER_CONFIG}; "
+                "only whole numbers from 1 are supported."
+            )
     return dict(config)
 
 
@@ -223,7 +252,8 @@ def is_adapter(model: str | Path) -> bool:
 
 
 def section_of(folder: Path) -> tuple[str, FinetuneSection]:
-    """(base model, section) that an adapter folder was written with. Raises UserError where it names no base."""
+    """(base model, section) that an adapter folder was written with. Raises UserError where it names no base, and
+    what `read_adapter_config` raises."""
     config = read_adapter_config(folder)
     base = config.get("base_model_name_or_path")
     if not base:

@@ -291,6 +291,14 @@ def load_policy(
             f"The weights of the model {model!r} do not fit its config: {len(wrong)} tensors are missing or of "
             f"another size ({wrong[0]!r} is one); copy or download the folder again."
         )
+    strange = sorted(report["unexpected_keys"])  # without those that the model's class says it ignores
+    if (
+        strange
+    ):  # a layer that the config leaves out, say: another model than the one that was saved would be trained
+        raise UserError(
+            f"The weights of the model {model!r} do not fit its config: {len(strange)} tensors have no place in the "
+            f"model ({strange[0]!r} is one); copy or download the folder again."
+        )
     return make_policy(
         loaded if how else loaded.to(place),
         processor,

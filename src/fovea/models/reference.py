@@ -1,7 +1,8 @@
 """The frozen model that a KL term compares the policy with.
 
-With an adapter it is the base: the same weights with the adapter off, no second copy. Else it is a frozen copy, or
-another model of the user's. It may follow the policy from time to time (`sync`: the hard update of Gorbatovski et al.,
+With a fresh adapter it is the base: the same weights with the adapter off, no second copy. A run that goes on with an
+adapter is compared with that adapter: a copy of its few weights is kept. Else it is a frozen copy, or another model of
+the user's. It may follow the policy from time to time (`sync`: the hard update of Gorbatovski et al.,
 arXiv:2404.09656); with an adapter it then keeps a copy of the adapter's few weights only. Not here: the KL estimators
 (`fovea.algorithms`).
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from fovea.config import Run
 from fovea.models.adapter import Prompt
+from fovea.models.finetune import is_adapter, load_adapter
 from fovea.models.policy import Policy, load_policy
 from fovea.models.shared_prefix import Row, score
 from fovea.models.vision_cache import VisionCache
@@ -28,14 +30,19 @@ from fovea.types import Sampling, UserError
 class Reference:
     """Log-probs under frozen weights. Made by `make_reference` or `open_reference`."""
 
-    def __init__(self, policy: Policy, copied: Policy | None) -> None:
-        """`copied`: a frozen policy of its own weights; None: `policy` with its adapter off."""
+    def __init__(
+        self, policy: Policy, copied: Policy | None, start: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """`copied`: a frozen policy of its own weights; None: `policy` with the adapter's weights `start`, by the
+        names of its parameters, or with its adapter off if there are none."""
         assert copied is not None or policy.adapter is not None, "without an adapter there must be a copy"
+        assert copied is None or not start, "a copy has its own weights"
         self._policy = policy
         self._copied = copied
         self._synced = False
-        self._adapter: dict[str, Tensor] = {}
-        """The adapter's weights at the last sync; empty: the adapter off."""
+        self._start = dict(start or {})
+        self._adapter = dict(self._start)
+        """The adapter's weights at the last sync, before it those of the start; empty: the adapter off."""
 
     @property
     def bytes(self) -> int:
@@ -64,7 +71,7 @@ class Reference:
                 mine.copy_(now)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """What a checkpoint must hold: nothing before the first sync (the weights are then those of a model on disk),
+        """What a checkpoint must hold: nothing before the first sync (the weights are then those of files on disk),
         the synced tensors by name after it; bfloat16 ones as float32, which loses nothing."""
         if not self._synced:
             return {}
@@ -72,7 +79,7 @@ class Reference:
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of `state_dict`. Raises UserError that names a missing, unexpected or misshapen tensor."""
-        self._synced, self._adapter = bool(state), {}
+        self._synced, self._adapter = bool(state), dict(self._start)
         if not state:
             return
         if self._copied is None:
@@ -126,8 +133,13 @@ def make_reference(policy: Policy, frozen: Policy | None = None) -> Reference:
 
 
 def open_reference(run: Run, policy: Policy, *, resumed: bool = False) -> Reference:
-    """The reference that a run asks for. `resumed`: the policy's weights are no longer those of the run's start, so
-    they are read again from the run's model. Raises UserError for a model that cannot be it."""
+    """The reference that a run asks for: `reference_model`, else what the policy was at the run's start.
+
+    `resumed`: the policy's weights are no longer those of the start, so they are read again from the run's model. The
+    adapter that a run began with is read again in any case. Raises UserError for a model that cannot be it.
+    """
+    if run.reference_model is None and policy.adapter is not None and is_adapter(run.model):
+        return Reference(policy, None, _adapter_of(run.model, policy))
     if run.reference_model is None and (policy.adapter is not None or not resumed):
         return make_reference(policy)
     frozen = load_policy(
@@ -135,6 +147,9 @@ def open_reference(run: Run, policy: Policy, *, resumed: bool = False) -> Refere
         device=str(policy.device),
         dtype=run.dtype,
         download=run.download,
+        # the prompts are the policy's: LLaVA-OneVision's model reads from its config how they were cut
+        min_pixels=run.min_pixels,
+        max_pixels=run.max_pixels,
     )
     if run.reference_sync_steps and policy.adapter is not None:
         raise UserError(
@@ -148,6 +163,19 @@ def open_reference(run: Run, policy: Policy, *, resumed: bool = False) -> Refere
             "use a model of the same family."
         )
     return make_reference(policy, frozen)
+
+
+def _adapter_of(folder: str, policy: Policy) -> dict[str, Tensor]:
+    """An adapter's weights in a folder, by the names and in the types of the policy's, which stays what it is."""
+    weights = _adapter_weights(policy)
+    now = {name: p.detach().clone() for name, p in weights.items()}
+    try:
+        load_adapter(policy.adapter, folder)
+        return {name: p.detach().clone() for name, p in weights.items()}
+    finally:
+        with torch.no_grad():
+            for name, parameter in weights.items():
+                parameter.copy_(now[name])
 
 
 def _adapter_weights(policy: Policy) -> dict[str, torch.nn.Parameter]:

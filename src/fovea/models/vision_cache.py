@@ -3,7 +3,8 @@
 A picture is known by its content: a hash of the tensors that the processor made of it. It is encoded by itself, so
 that what is kept does not depend on the pictures it came with: a resumed run begins with an empty cache and still
 computes the same bits. The cache is out of use (never wrong) while anything outside the language model takes
-gradients or the pixels do, and it is emptied when a weight of the tower changes.
+gradients or the pixels do, and it is emptied when a weight or buffer of the tower changes (`_usable` says by what
+changes are seen).
 """
 
 from __future__ import annotations
@@ -94,8 +95,12 @@ class VisionCache:
         tower = [p for p in model.parameters() if id(p) not in language]
         if any(p.requires_grad for p in tower):
             return None
-        # the version counter of a tensor goes up with every change in place, loading weights included
-        return tuple((p.data_ptr(), p._version) for p in tower)
+        inner = {id(b) for module in spoken for b in module.buffers()}
+        held = [*tower, *(b for b in model.buffers() if id(b) not in inner)]
+        # The version counter goes up with every change in place of the tensor itself, loading weights included, and
+        # the address changes with new storage. A write in place through an alias with a counter of its own
+        # (`p.data.mul_(2)`, NumPy) is not seen: after one call `clear`.
+        return tuple((x.data_ptr(), None if x.is_inference() else x._version) for x in held)
 
 
 def picture_key(media: Mapping[str, Tensor]) -> bytes:

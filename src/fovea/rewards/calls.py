@@ -71,8 +71,8 @@ class TrainerState:
 Outcome: TypeAlias = Called | Fault
 
 
-def call(name: str, batch: Batch, lifetime: float | None = None) -> Outcome:
-    """Call a loaded function for a batch. Never raises.
+def call(name: str, batch: Batch, lifetime: float | None = None) -> Outcome | None:
+    """Call a loaded function for a batch; None: it is not loaded in this process. Never raises.
 
     `lifetime`: seconds after which this process ends itself, whatever the function does; for the case that the
     process that would have killed it is gone. (faulthandler's watchdog is a C thread: it needs no GIL.)
@@ -80,8 +80,10 @@ def call(name: str, batch: Batch, lifetime: float | None = None) -> Outcome:
     if lifetime is not None:
         faulthandler.dump_traceback_later(lifetime, exit=True, file=_devnull())
     try:
+        one = LOADED.get(name)
+        if one is None:
+            return None
         seed_everything(batch.seed, batch.step, batch.problem.id, name)
-        one = LOADED[name]
         return _call_trl(one, batch) if one.style == "trl" else _call_fovea(one, batch)
     except BaseException as error:  # SystemExit and KeyboardInterrupt of the user's code as well
         return Fault(kind="raised", detail=describe(error))
@@ -141,7 +143,7 @@ def _total(value: Any) -> Any:
     for key in ("reward", "score"):
         if key in value:
             return value[key]
-    return Fault(kind="type", detail=f"a dict without the key 'reward' (keys: {shown(list(value))})")
+    return Fault(kind="type", detail=f"returned a dict without the key 'reward' (keys: {shown(list(value))})")
 
 
 def _call_trl(one: Loaded, batch: Batch) -> Outcome:
@@ -166,7 +168,7 @@ def _call_trl(one: Loaded, batch: Batch) -> Outcome:
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         arguments = {p.name: arguments[p.name] for p in parameters if p.name in arguments}
     returned = _awaited(one.function(**arguments))
-    if isinstance(returned, str | bytes | Mapping) or not hasattr(returned, "__len__"):
+    if isinstance(returned, str | bytes | Mapping | set | frozenset) or not hasattr(returned, "__len__"):
         return Fault(kind="type", detail=f"returned {shown(returned)}, not a list of numbers")
     values = returned.tolist() if hasattr(returned, "tolist") else list(returned)
     if not isinstance(values, list) or len(values) != len(batch.texts):
@@ -209,9 +211,12 @@ def trl_arguments(batch: Batch, form: Form) -> dict[str, list[Any]]:
     }
 
 
-def missing_columns(name: str, problem: Problem) -> tuple[list[str], list[str]]:
-    """(parameters without a default that no column of `problem` fills, the columns there are) of a loaded function."""
-    one = LOADED[name]
+def missing_columns(name: str, problem: Problem) -> tuple[list[str], list[str]] | None:
+    """(parameters without a default that no column of `problem` fills, the columns there are) of a loaded function;
+    None: it is not loaded in this process."""
+    one = LOADED.get(name)
+    if one is None:
+        return None
     given = [*columns_of(problem), "prompts", "completions", "completion_ids"]
     given += ["trainer_state", "log_extra", "log_metric"]
     positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

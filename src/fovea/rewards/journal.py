@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
 from fovea.rewards.loading import FaultKind
-from fovea.types import UserError
+from fovea.types import RunFailed, UserError
 
 NAME = "reward_journal.jsonl"
 HEAD = 80
 """Characters of a reply that an event shows."""
 
-Key: TypeAlias = tuple[int, str, str, str, str]
+Key: TypeAlias = tuple[int, str, str, str, str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +71,12 @@ class Entry:
     parts: dict[str, tuple[float, ...]]
     metrics: dict[str, float]
     events: tuple[RewardEvent, ...]
+    occurrence: int = 0
+    """Which of the step's groups for this problem, where a small data set has it twice in a step."""
 
     @property
     def key(self) -> Key:
-        return self.step, self.problem, self.reward, self.texts, self.code
+        return self.step, self.problem, self.reward, self.texts, self.code, self.occurrence
 
 
 def hash_texts(texts: Sequence[str]) -> str:
@@ -106,12 +108,15 @@ class Journal:
         self._entries |= new
         if self.path is None or not new:
             return
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "ab")  # noqa: SIM115  closed in close()
-        self._file.write(b"".join(_line(entry) for entry in new.values()))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "ab")  # noqa: SIM115  closed in close()
+            self._file.write(b"".join(_line(entry) for entry in new.values()))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunFailed(f"{self.path} cannot be written any more ({error.strerror or error}).") from error
 
     def close(self) -> None:
         """Close the file; the entries stay known."""
@@ -143,6 +148,8 @@ def _line(entry: Entry) -> bytes:
     record = asdict(entry)
     record["parts"] = {name: [_or_null(x) for x in column] for name, column in entry.parts.items()}
     record["metrics"] = {name: _or_null(x) for name, x in entry.metrics.items()}
+    if entry.occurrence == 0:  # nearly always; older lines do not have it either
+        del record["occurrence"]
     return (json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
 
 
@@ -173,6 +180,7 @@ def _entry(record: dict[str, Any]) -> Entry:
             )
             for event in record["events"]
         ),
+        occurrence=int(record.get("occurrence", 0)),
     )
 
 

@@ -65,7 +65,7 @@ class Loaded:
     style: Style
     form: Form
     code: str
-    """12 hexadecimal digits of the SHA-256 of its file, or of the function where it has none."""
+    """12 hexadecimal digits: `code_of`."""
 
 
 LOADED: dict[str, Loaded] = {}  # of this worker process: a function is loaded once
@@ -115,14 +115,52 @@ def _file_module(path: Path) -> Any:
 
 
 def code_of(function: Callable[..., Any]) -> str:
-    """12 digits that change when the function's file does (or, without a file, its byte code)."""
+    """12 digits of a SHA-256 that change when the function's file does (without a file: its byte code, names and
+    constants, also of functions inside it), or a plain value that it holds: a default, a closure's variable, an
+    argument of `functools.partial`. Not seen: modules it imports, global variables, objects that are not plain."""
     plain = _plain(function)
     try:
         data = Path(inspect.getsourcefile(plain) or "").read_bytes()
     except (OSError, TypeError):
         code = getattr(plain, "__code__", None)
-        data = repr((code.co_code, code.co_names)).encode() if code else repr(type(function)).encode()
-    return hashlib.sha256(data).hexdigest()[:12]
+        data = (_said(code) if code else repr(type(function))).encode()
+    held = _held(function)
+    return hashlib.sha256(data + (held.encode() if held else b"")).hexdigest()[:12]
+
+
+def _held(function: Any) -> str:
+    """The values that a function carries with it; "" for one that carries none."""
+    found: list[Any] = []
+    while hasattr(function, "func") and not inspect.isfunction(function):
+        found += [function.args, function.keywords] if hasattr(function, "keywords") else []
+        function = function.func
+    plain = _plain(function)
+    found += [getattr(plain, "__defaults__", None), getattr(plain, "__kwdefaults__", None)]
+    for cell in getattr(plain, "__closure__", None) or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            found.append(None)
+    return _said(found) if any(value is not None for value in found) else ""
+
+
+def _said(value: Any, depth: int = 8) -> str:
+    """A value in words that are the same in every process (no addresses, sets in order); of what is not plain only
+    the type."""
+    if isinstance(value, CodeType) and depth:
+        words = (_said(constant, depth - 1) for constant in value.co_consts)
+        return f"code({value.co_code!r}, {value.co_names!r}, {', '.join(words)})"
+    if inspect.isfunction(value) and depth:
+        parts = (value.__code__, value.__defaults__, [cell.cell_contents for cell in value.__closure__ or ()])
+        return f"function({', '.join(_said(part, depth - 1) for part in parts)})"
+    if type(value) in (list, tuple, set, frozenset) and depth:
+        words = (_said(one, depth - 1) for one in value)
+        return f"{type(value).__name__}({', '.join(words if isinstance(value, list | tuple) else sorted(words))})"
+    if type(value) is dict and depth:
+        return f"dict({', '.join(f'{_said(k, depth - 1)}: {_said(v, depth - 1)}' for k, v in value.items())})"
+    if type(value) in (type(None), bool, int, float, complex, str, bytes, type(...)):
+        return repr(value)
+    return f"a {type(value).__name__}"
 
 
 def style_of(function: Callable[..., Any]) -> Style:

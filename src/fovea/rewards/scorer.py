@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import queue
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from fovea.rewards.functions import REWARDS, check_weights, is_reference, weigh
 from fovea.rewards.journal import HEAD, Entry, Journal, RewardEvent, hash_texts
 from fovea.rewards.loading import Fault, Source
 from fovea.rewards.workers import Search, Worker, default_memory
-from fovea.types import Problem, RunFailed, UserError
+from fovea.types import Problem, RunFailed, UserError, occurrences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,8 @@ class Scores:
     """Completions on which a reward failed (with on_error="zero")."""
     metrics: dict[str, float]
     """What functions gave to `log_metric`."""
+    rescued: tuple[tuple[str, str], ...] = ()
+    """(name, a sentence) of each function whose call for the group failed, although none of its replies alone does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +93,7 @@ class Scorer:
     counts: dict[str, float] = field(default_factory=dict)
     _workers: list[Worker] = field(default_factory=list)
     _logged: dict[str, list[float]] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._own = {source.name for source in self.sources}
@@ -151,23 +155,24 @@ class Scorer:
 
     def weigh_all(self, jobs: Sequence[Job], *, step: int) -> list[Scores]:
         """Score the groups of a step, `workers` at a time; results in the order of `jobs`, whatever ends first."""
+        times = occurrences(job.problem.id for job in jobs)
         if not self.sources or len(self._workers) == 1:
             worker = self._workers[0] if self._workers else None
-            found = [self._score(job, step, worker) for job in jobs]
+            found = [self._score(job, n, step, worker) for job, n in zip(jobs, times, strict=True)]
         else:
             free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
             for worker in self._workers:
                 free.put(worker)
 
-            def one(job: Job) -> tuple[Scores, list[Entry]]:
+            def one(job: Job, n: int) -> tuple[Scores, list[Entry]]:
                 worker = free.get()
                 try:
-                    return self._score(job, step, worker)
+                    return self._score(job, n, step, worker)
                 finally:
                     free.put(worker)
 
             with ThreadPoolExecutor(len(self._workers)) as threads:
-                found = list(threads.map(one, jobs))
+                found = list(threads.map(one, jobs, times))
         self.journal.add([entry for _, failed in found for entry in failed])
         for scores, _ in found:
             self._count(scores)
@@ -176,8 +181,9 @@ class Scorer:
     def take_metrics(self) -> dict[str, float]:
         """Counts and logged metrics since the last call; empty when every reward is built in.
 
-        `reward_timeouts`, `reward_errors` (every other failure), `reward_unscored` (completions that no function
-        scored), and `reward/NAME` for what functions gave to `log_metric`.
+        `reward_timeouts`, `reward_errors` (every other failure; all of a group that could be scored in pieces only),
+        `reward_unscored` (completions that no function scored), and `reward/NAME` for what functions gave to
+        `log_metric`.
         """
         if not self.sources:
             return {}
@@ -190,23 +196,33 @@ class Scorer:
         for event in scores.events:
             name = "reward_timeouts" if event.kind == "timeout" else "reward_errors"
             self.counts[name] = self.counts.get(name, 0.0) + 1
+        for name, sentence in scores.rescued:
+            self.counts["reward_errors"] = self.counts.get("reward_errors", 0.0) + len(scores.rewards)
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(sentence, RuntimeWarning, stacklevel=2)
         lost = int(np.isnan(scores.rewards).sum())
         self.counts["reward_unscored"] = self.counts.get("reward_unscored", 0.0) + lost
         for name, number in scores.metrics.items():
             self._logged.setdefault(name, []).append(number)
 
-    def _score(self, job: Job, step: int, worker: Worker | None) -> tuple[Scores, list[Entry]]:
+    def _score(
+        self, job: Job, occurrence: int, step: int, worker: Worker | None
+    ) -> tuple[Scores, list[Entry]]:
         parts: dict[str, np.ndarray] = {}
         details: dict[str, np.ndarray] = {}
         metrics: dict[str, float] = {}
         failed: list[Entry] = []
+        rescued: list[tuple[str, str]] = []
         built = weigh(job.texts, job.problem, self._builtin)[1] if self._builtin else {}
         for name in self.weights:
             if name not in self._own:
                 parts[name] = built[name]
                 continue
             assert worker is not None, "a function of the user's has a worker"
-            entry = self._resolve(name, job, step, worker)
+            entry, fault = self._resolve(name, job, occurrence, step, worker)
+            if fault is not None:
+                rescued.append((name, _rescued(name, job, step, fault)))
             short = self._short[name]
             parts[short] = np.array([math.nan if v is None else v for v in entry.values], dtype=np.float64)
             details |= {f"{short}/{key}": np.array(column) for key, column in entry.parts.items()}
@@ -218,16 +234,19 @@ class Scorer:
             parts=parts | details,
             events=tuple(event for entry in failed for event in entry.events),
             metrics=metrics,
+            rescued=tuple(rescued),
         )
         return scores, failed
 
-    def _resolve(self, name: str, job: Job, step: int, worker: Worker) -> Entry:
-        """What one function gives to a group: from the journal, else by calling it."""
+    def _resolve(
+        self, name: str, job: Job, occurrence: int, step: int, worker: Worker
+    ) -> tuple[Entry, Fault | None]:
+        """What one function gives to a group, from the journal, else by calling it; and `Resolved.rescued`."""
         worker.start()
         code, texts = worker.facts[name]["code"], hash_texts(job.texts)
-        known = self.journal.find((step, job.problem.id, name, texts, code))
+        known = self.journal.find((step, job.problem.id, name, texts, code, occurrence))
         if known is not None:
-            return known
+            return known, None
         settings = self.settings
         batch = Batch(
             texts=job.texts,
@@ -242,7 +261,7 @@ class Scorer:
         resolved = search.run()
         faults = {i: value for i, value in enumerate(resolved.values) if isinstance(value, Fault)}
         events = tuple(self._event(name, job, step, i, fault) for i, fault in faults.items())
-        return Entry(
+        entry = Entry(
             step=step,
             problem=job.problem.id,
             reward=name,
@@ -252,7 +271,9 @@ class Scorer:
             parts=resolved.parts,
             metrics=resolved.metrics,
             events=events,
+            occurrence=occurrence,
         )
+        return entry, resolved.rescued
 
     def _event(self, name: str, job: Job, step: int, i: int, fault: Fault) -> RewardEvent:
         """What a fault becomes. Raises RunFailed with on_error="stop"."""
@@ -272,6 +293,14 @@ class Scorer:
                 f"as {self.settings.error_value:g}."
             )
         return event
+
+
+def _rescued(name: str, job: Job, step: int, fault: Fault) -> str:
+    return (
+        f"The reward {name!r} {'raised ' * (fault.kind == 'raised')}{fault.detail} when called for the "
+        f"{len(job.texts)} replies of problem {job.problem.id} in step {step}, and worked only on fewer or single "
+        "replies; correct the function (further groups like this are counted in reward_errors)."
+    )
 
 
 def nan_sum(weight_K: np.ndarray, part_KG: np.ndarray) -> np.ndarray:

@@ -29,6 +29,11 @@ from fovea.types import RunFailed, UserError
 START_LIMIT = 120.0
 """Seconds a worker may take to start and to load the user's functions (a file may load a model)."""
 
+ROOM = 32 * 2**20
+"""Bytes that a worker must be allowed beyond what Python, NumPy and loky hold before any reward is loaded."""
+
+_LEAK_SIZE = "LOKY_MAX_MEMORY_LEAK_SIZE"
+
 SMALLEST_SHARE = 0.25
 """While looking for the guilty completion, n of G completions get max(n / G, this) of the limit."""
 
@@ -43,6 +48,8 @@ class Resolved:
     values: tuple[float | Fault | None, ...]
     parts: dict[str, tuple[float, ...]]
     metrics: dict[str, float]
+    rescued: Fault | None = None
+    """Why the call for the whole group failed, if no completion alone does: the function works on few at a time only."""
 
 
 @dataclass(slots=True)
@@ -59,17 +66,16 @@ class Worker:
 
     def score(self, name: str, batch: Batch, limit: float) -> Called | Fault:
         """One call within `limit` seconds. A timeout or a death costs the worker, not the run."""
-        self.start()
-        result = self._run(limit, call, name, batch, 2 * limit + 10)
+        result = self._loaded(limit, call, name, batch, 2 * limit + 10)
         assert isinstance(result, Called | Fault), f"a worker gave {result!r}"
         return result
 
     def missing_columns(self, name: str, problem: Any) -> tuple[list[str], list[str]]:
         """See `calls.missing_columns`."""
-        self.start()
-        result = self._run(START_LIMIT, missing_columns, name, problem)
+        result = self._loaded(START_LIMIT, missing_columns, name, problem)
         if isinstance(result, Fault):
-            raise RunFailed(f"The worker of reward {name!r} {_said(result)}.")
+            raised = "raised " * (result.kind == "raised")
+            raise RunFailed(f"The worker of reward {name!r} {raised}{_said(result)}.")
         return result  # type: ignore[no-any-return]
 
     def start(self) -> None:
@@ -80,21 +86,51 @@ class Worker:
         from loky.backend import get_context
 
         # One hash seed for all workers: the order of a set must not differ between a run and its resumption. Safe
-        # path: a random.py in the working folder must not keep a worker from starting.
+        # path: a random.py in the working folder must not keep a worker from starting. No leak size: loky would put
+        # a new process without the user's functions in the place of one that grew by 300 MB (one that imports torch).
         self._executor = loky.ProcessPoolExecutor(
             max_workers=1,
             context=get_context("loky"),
             initializer=prepare,
-            initargs=(self.memory_bytes, os.getpid()),
-            env={"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1"},
+            initargs=(os.getpid(),),
+            env={"PYTHONHASHSEED": "0", "PYTHONSAFEPATH": "1", _LEAK_SIZE: "1e18"},
         )
         self.starts += 1
+        if self.memory_bytes is not None:
+            self._limit(self.memory_bytes)
         for source in self.sources:
             loaded = self._run(START_LIMIT, load, source, self.form)
             if isinstance(loaded, Fault):
                 self.kill()
-                raise UserError(f"The reward {source.name!r} cannot be used: {_said(loaded)}.")
+                short = loaded.kind == "died" or loaded.detail.startswith("MemoryError")
+                hint = f" (the limit of reward_memory_gb is {_gigabytes(self.memory_bytes)} GB)"
+                raise UserError(
+                    f"The reward {source.name!r} cannot be used: {_said(loaded)}"
+                    f"{hint if short and self.memory_bytes is not None else ''}."
+                )
             self.facts[source.name] = loaded
+
+    def _limit(self, limit: int) -> None:
+        """Set the process's limit of memory. Raises UserError where Python itself does not fit into it."""
+        needed = self._run(START_LIMIT, limit_memory, limit)
+        if needed is None:
+            return
+        self.kill()
+        said = _said(needed) if isinstance(needed, Fault) else f"needs {_gigabytes(needed)} GB by itself"
+        raise UserError(
+            f"reward_memory_gb={_gigabytes(limit)} is too small: a worker {said} before it loads any reward; give "
+            "more, for example 2, or leave the key away."
+        )
+
+    def _loaded(self, limit: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`_run` where the functions are loaded: a process that has none of them is replaced, once."""
+        self.start()
+        result = self._run(limit, function, *arguments)
+        if result is None:
+            self.kill()
+            self.start()
+            result = self._run(limit, function, *arguments)
+        return Fault(kind="died", detail="lost its process twice") if result is None else result
 
     def kill(self) -> None:
         """End the process and its children at once, whatever they are doing."""
@@ -118,29 +154,51 @@ class Worker:
             self.kill()
             return Fault(kind="died", detail=f"ended its process ({_ending(error)})")
         except Exception as error:  # the functions above never raise: something could not be pickled
-            return Fault(kind="raised", detail=f"cannot be sent to its worker: {describe(error)}")
+            return Fault(kind="raised", detail=f"an error on the way to its worker: {describe(error)}")
         except KeyboardInterrupt:
             self.kill()  # its worker may be in a loop that would hold up the end of the program
             raise
 
 
-def prepare(limit: int | None, parent: int) -> None:
-    """In a new worker: more than `limit` bytes of private memory raise MemoryError there (not on Windows), and the
-    worker ends when the process that started it (`parent`) has, not before: Ctrl-C in a terminal and a scheduler's SIGTERM reach
-    workers, too, while the run still finishes its step and saves.
-
-    RLIMIT_DATA and not RLIMIT_AS: CUDA reserves hundreds of gigabytes of addresses that it never writes.
-    """
-    os.environ.pop("PYTHONSAFEPATH", None)  # not for programs that the user's code starts
+def prepare(parent: int) -> None:
+    """In a new worker: it ends when the process that started it (`parent`) has, not before: Ctrl-C in a terminal and
+    a scheduler's SIGTERM reach workers, too, while the run still finishes its step and saves."""
+    for name in ("PYTHONSAFEPATH", _LEAK_SIZE):  # not for programs that the user's code starts
+        os.environ.pop(name, None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if limit is None or sys.platform == "win32":
-        return
+
+
+def limit_memory(limit: int) -> int | None:
+    """In a new worker: from now on more than `limit` bytes of private memory raise MemoryError (not on Windows).
+
+    The bytes that it has to have, `ROOM` included, if those are more: nothing is limited then. RLIMIT_DATA and not
+    RLIMIT_AS: CUDA reserves hundreds of gigabytes of addresses that it never writes.
+    """
+    if sys.platform == "win32":
+        return None
     import resource
 
+    needed = _private_bytes() + ROOM
+    if limit < needed:
+        return needed
     with contextlib.suppress(OSError, ValueError):  # a lower hard limit is there already: that one holds
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    return None
+
+
+def _private_bytes() -> int:
+    """What RLIMIT_DATA counts of this process; 0 where the system does not say."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _gigabytes(number: int | None) -> str:
+    return f"{(number or 0) / 2**30:.2g}"
 
 
 def _end_with(parent: int) -> None:
@@ -184,13 +242,18 @@ class Search:
             values=tuple(self.values),
             parts={name: tuple(numbers) for name, numbers in self.parts.items()},
             metrics={name: sum(numbers) / len(numbers) for name, numbers in self.metrics.items()},
+            rescued=outcome
+            if isinstance(outcome, Fault) and outcome.kind != "timeout" and not self._found()
+            else None,
         )
 
     def _settle(self, chosen: Sequence[int], outcome: Called | Fault) -> None:
         if isinstance(outcome, Called):
             self._keep(chosen, outcome)
-        elif len(chosen) == 1:
-            self.values[chosen[0]] = outcome
+        elif len(chosen) == 1 or outcome.kind in ("length", "type"):
+            # A list that fits no completions is wrong for all of them: alone it might fit by accident.
+            for place in chosen:
+                self.values[place] = outcome
         else:
             middle = (len(chosen) + 1) // 2
             for half in (chosen[:middle], chosen[middle:]):

@@ -17,20 +17,22 @@ the set of metrics belongs to training, and the viewer shows those that are ther
 """
 
 from fovea.runlog.describe import describe_run, git_state, reproduce_command, run_folder
-from fovea.runlog.plain import jsonable, to_json, write_atomically, write_json
+from fovea.runlog.plain import jsonable, open_up, to_json, write_atomically, write_json
 from fovea.runlog.reader import newest_model, read_run
-from fovea.runlog.writer import BAD_SAMPLES, LOGS, LONGEST_SIDE, RunLog, check_run_folder
+from fovea.runlog.writer import BAD_SAMPLES, LOGS, LONGEST_SIDE, REWARD_JOURNAL, RunLog, check_run_folder
 
 __all__ = [
     "BAD_SAMPLES",
     "LOGS",
     "LONGEST_SIDE",
+    "REWARD_JOURNAL",
     "RunLog",
     "check_run_folder",
     "describe_run",
     "git_state",
     "jsonable",
     "newest_model",
+    "open_up",
     "read_run",
     "reproduce_command",
     "run_folder",

@@ -74,6 +74,15 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def open_up(folder: Path) -> None:
+    """Give the files below `folder` the rights that new files get here: safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as an indented JSON file that ends with a newline, atomically."""
     write_atomically(path, (to_json(value, indent=2) + "\n").encode("utf-8"))

@@ -25,6 +25,9 @@ from fovea.types import Problem, RunFailed, UserError
 
 LOGS = ("metrics.jsonl", "evaluations.jsonl")
 BAD_SAMPLES = "bad_samples.jsonl"
+REWARD_JOURNAL = "reward_journal.jsonl"
+"""Rewards that failed. Never cut back to a checkpoint: a resumed run takes from it what the process before it waited
+for, so that a time-out happens once. A new run begins without it."""
 # Pictures are kept to be looked at: a larger one is scaled down to this side (records carry the true size).
 LONGEST_SIDE = 1024
 
@@ -62,9 +65,11 @@ class RunLog:
         for name in (*LOGS, BAD_SAMPLES):
             if (self.folder / name).exists():
                 _drop_half_line(self.folder / name)
+        self._sizes = self._measure()
 
     def _remove_logs(self) -> None:
-        stale = [self.folder / name for name in (*LOGS, BAD_SAMPLES, "run.json", "report.html")]
+        names = (*LOGS, BAD_SAMPLES, REWARD_JOURNAL, "run.json", "report.html", "checkpoints/best.json")
+        stale = [self.folder / name for name in names]
         for path in (*stale, *(self.folder / "rollouts").glob("step_*.jsonl")):
             path.unlink(missing_ok=True)
 
@@ -75,8 +80,18 @@ class RunLog:
         entry = {
             key: run[key] for key in ("versions", "git", "host", "argv", "started_seconds") if key in run
         }
-        resumes = [*held.get("resumes", []), {"step": step, **entry, "notes": self.notes}]
-        return run | held | {"run": run["run"], "resumes": resumes}
+        code = held.get("reward_functions")
+        for name, facts in run.get("reward_functions", {}).items():
+            if isinstance(code, dict) and isinstance(code.get(name), dict) and code[name] != facts:
+                self.notes.append(
+                    f"The reward {name} is not the code that the run began with; it is used as it is now."
+                )
+        before: Any = held.get("run")
+        before = before if isinstance(before, dict) else {}
+        changed = {key: value for key, value in run["run"].items() if before.get(key) != value}
+        resumes = [*held.get("resumes", []), {"step": step, "changed": changed, **entry, "notes": self.notes}]
+        now = {key: run[key] for key in ("run", "command", "reward_functions") if key in run}
+        return run | held | now | {"resumes": resumes}
 
     # The four calls of an Observer.
 
@@ -89,8 +104,10 @@ class RunLog:
         """Append a line to metrics.jsonl and, if any, write the shown completions of `metrics["step"]`."""
         if shown:
             name = f"rollouts/step_{int(metrics['step']):06d}.jsonl"
-            lines = "".join(to_json(record) + "\n" for record in shown)
-            write_atomically(self.folder / name, lines.encode("utf-8"))
+            lines = "".join(to_json(record) + "\n" for record in shown).encode("utf-8")
+            with _written(self.folder / name):
+                write_atomically(self.folder / name, lines)
+            self._sizes[name] = len(lines)
         self._append("metrics.jsonl", metrics)
 
     def evaluation(self, record: dict[str, Any]) -> None:
@@ -99,12 +116,20 @@ class RunLog:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run counts as finished."""
-        write_json(self.folder / "result.json", result)
+        with _written(self.folder / "result.json"):
+            write_json(self.folder / "result.json", result)
+
+    def best(self, record: dict[str, Any]) -> None:
+        """Write checkpoints/best.json: which step, by which figure."""
+        with _written(self.folder / "checkpoints" / "best.json"):
+            write_json(self.folder / "checkpoints" / "best.json", record)
 
     def bad_sample(self, record: dict[str, Any]) -> None:
         """Append a line to bad_samples.jsonl: `step`, `id` and `problem`, one sentence."""
         with _written(self.folder / BAD_SAMPLES), (self.folder / BAD_SAMPLES).open("ab") as file:
-            file.write((to_json(record) + "\n").encode("utf-8"))
+            line = (to_json(record) + "\n").encode("utf-8")
+            file.write(line)
+        self._sizes[BAD_SAMPLES] = self._sizes.get(BAD_SAMPLES, 0) + len(line)
 
     def pictures(self, problem: Problem) -> list[str]:
         """Write the problem's pictures once as PNG; their paths relative to the run folder, in order.
@@ -117,12 +142,26 @@ class RunLog:
         for i, image in enumerate(problem.images):
             name = f"pictures/{stem}-{i}.png" if i else f"pictures/{stem}.png"
             if not (self.folder / name).exists():
-                _write_png(self.folder / name, image)
+                with _written(self.folder / name):
+                    _write_png(self.folder / name, image)
             names.append(name)
         return names
 
     def offsets(self) -> dict[str, int]:
-        """Bytes of every log so far (path relative to the folder), to be kept in a checkpoint."""
+        """Bytes of the whole lines of every log so far (path relative to the folder), to be kept in a checkpoint."""
+        return dict(self._sizes)
+
+    def sync(self) -> None:
+        """Returns when the logs are on the disk, so that a checkpoint that records their bytes is never ahead."""
+        for name in (*LOGS, BAD_SAMPLES, "rollouts"):
+            if (self.folder / name).exists():
+                descriptor = os.open(self.folder / name, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def _measure(self) -> dict[str, int]:
         paths = [self.folder / name for name in LOGS]
         paths += sorted((self.folder / "rollouts").glob("step_*.jsonl"))
         paths += [path for path in [self.folder / BAD_SAMPLES] if path.exists()]
@@ -131,20 +170,30 @@ class RunLog:
     def truncate(self, offsets: Mapping[str, int]) -> None:
         """Cut every log back to `offsets` and remove logs that did not exist then.
 
-        Raises UserError if a log is shorter than its offset: then the folder is not the one that was saved.
+        Raises UserError as `check` does, before anything is cut.
         """
-        sizes = self.offsets()
-        for name, size in (dict.fromkeys(offsets, 0) | sizes).items():
+        self.check(offsets)
+        for name in self._measure():
             keep = offsets.get(name, 0)
-            if size < keep:
-                raise UserError(
-                    f"{self.folder / name} holds {size} bytes but the checkpoint recorded {keep}; "
-                    "continue from an older checkpoint or restore the file."
-                )
             if keep == 0 and name not in LOGS:
                 (self.folder / name).unlink(missing_ok=True)
             else:
                 os.truncate(self.folder / name, keep)
+        self._sizes = self._measure()
+
+    def check(self, offsets: Mapping[str, int]) -> None:
+        """Raises UserError if a log is shorter than its offset: then the folder is not the one that was saved.
+
+        Files of shown rollouts may be gone: someone made room.
+        """
+        sizes = self._measure()
+        for name, keep in offsets.items():
+            size = sizes.get(name, 0)
+            if size < keep and not (name not in sizes and name.startswith("rollouts/")):
+                raise UserError(
+                    f"{self.folder / name} holds {size} bytes but the checkpoint recorded {keep}; "
+                    "continue from an older checkpoint or restore the file."
+                )
 
     def close(self) -> None:
         if self._lock is not None:
@@ -164,9 +213,11 @@ class RunLog:
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         file = self._files[name]
+        line = (to_json(record) + "\n").encode("utf-8")
         with _written(self.folder / name):
-            file.write((to_json(record) + "\n").encode("utf-8"))
+            file.write(line)
             file.flush()
+        self._sizes[name] += len(line)
 
 
 def check_run_folder(folder: str | Path, *, resume: bool = False) -> None:

@@ -43,8 +43,7 @@ def train(
         try:
             while True:
                 if phase := session.due():
-                    with stop.at_once():
-                        session.evaluate(phase)
+                    session.evaluate(phase, stop.at_once)
                 if session.over() or stop.number:
                     break
                 with session.clock:
@@ -53,8 +52,7 @@ def train(
                 if run.save_every and session.done % run.save_every == 0:
                     session.save()
             session.save()
-            with stop.at_once():
-                session.evaluate("after")
+            session.evaluate("after", stop.at_once)
         except StopNow:
             session.save()
             raise _stopped(session, stop) from None
@@ -85,4 +83,6 @@ def _stopped(session: Session, stop: StopRequest) -> Stopped:
 
 def _how_to_go_on(session: Session) -> str:
     saved = session.saved
-    return "" if saved is None else f"Step {saved} is saved; go on: fovea train --resume {session.log.folder}"
+    if saved is None:
+        return f"Nothing was saved yet; begin again: fovea train --resume {session.log.folder}"
+    return f"Step {saved} is saved; go on: fovea train --resume {session.log.folder}"

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fovea import checkpoints
-from fovea.algorithms import algorithm_of, make_replay
+from fovea.algorithms import algorithm_of, loss_terms, make_replay
 from fovea.audits import Watch, check_audits
-from fovea.config import Run
+from fovea.config import Run, nearest
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models import Policy, load_policy
 from fovea.models.reference import open_reference
 from fovea.rewards import default_rewards
+from fovea.rewards.journal import Journal
 from fovea.rewards.scorer import Scorer, ScorerSettings, make_scorer
-from fovea.runlog import RunLog, check_run_folder, run_folder
+from fovea.runlog import REWARD_JOURNAL, RunLog, check_run_folder, run_folder
 from fovea.training.bad_samples import BadSamples, largest_prompts
 from fovea.training.optim import make_optimizer
 from fovea.training.preflight import check_memory
-from fovea.training.problems import Tasks, first_of_each_kind, instruction_of, open_tasks
+from fovea.training.problems import Tasks, fingerprint, first_of_each_kind, instruction_of, open_tasks
 from fovea.training.setup import Session, Stateful
 from fovea.types import Observer, Sampling, UserError
 
-REWARD_JOURNAL = "reward_journal.jsonl"
-"""Rewards that failed, in the run folder. It is not cut back to a checkpoint: a resumed run takes from it what the
-process before it waited for, so that a time-out happens once."""
+MEASURES = ("accuracy", "looking", "swapped", "follow", "blank")
+"""Figures of an evaluation that best and patience may go by."""
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -49,11 +48,13 @@ def open_session(
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     check_audits(run.audits, tuple(functions or ()))
+    loss_terms(run.algorithm)
+    _refuse_idle(run, algorithm.beta)
     task, validation, held_out = tasks or open_tasks(run)
     rewards = run.rewards or default_rewards(task.kind)
     folder = run_folder(run)
     check_run_folder(folder, resume=resume)
-    scorer = _open_scorer(run, rewards, functions, folder)
+    scorer = _open_scorer(run, rewards, functions)
     log: RunLog | None = None
     try:
         scorer.check(first_of_each_kind(task))
@@ -69,6 +70,7 @@ def open_session(
         check_memory(run, policy, largest, reference=compared, say=notes.append)
         log = held or RunLog(folder)
         log.notes.extend(notes)
+        scorer.journal = Journal(folder / REWARD_JOURNAL)  # not before the folder is ours
         reference = open_reference(run, policy, resumed=saved is not None) if compared else None
         replay = make_replay(run.algorithm)
         watch = Watch(audits=run.audits, expected=run.prompts * run.group)
@@ -91,6 +93,11 @@ def open_session(
             log=log,
             bad=BadSamples.of(run, log),
             scorer=scorer,
+            problems={
+                "training": fingerprint(task),
+                "validation": fingerprint(validation),
+                "held-out": fingerprint(held_out),
+            },
             watch=watch,
             observers=(log, *observers),
             reference=reference,
@@ -105,7 +112,7 @@ def open_session(
     return session
 
 
-def _open_scorer(run: Run, rewards: Mapping[str, float], functions: Functions | None, folder: Path) -> Scorer:
+def _open_scorer(run: Run, rewards: Mapping[str, float], functions: Functions | None) -> Scorer:
     gigabytes = run.reward_memory_gb
     settings = ScorerSettings(
         seed=run.seed,
@@ -117,19 +124,40 @@ def _open_scorer(run: Run, rewards: Mapping[str, float], functions: Functions | 
         memory_bytes=None if gigabytes is None else int(gigabytes * 2**30),
         form=run.reward_completions,
     )
-    return make_scorer(
-        rewards, functions, audits=run.audits, settings=settings, journal=folder / REWARD_JOURNAL
-    )
+    return make_scorer(rewards, functions, audits=run.audits, settings=settings)
+
+
+def _refuse_idle(run: Run, beta: float) -> None:
+    """Settings that would do nothing, or that fail only later. Raises UserError."""
+    section = run.evaluation
+    if section.metric not in MEASURES:
+        raise UserError(
+            f"evaluation.metric={section.metric!r} is not a figure of an evaluation"
+            f"{nearest(section.metric, list(MEASURES))}; known: {', '.join(MEASURES)}."
+        )
+    if section.patience and not section.every:
+        raise UserError("evaluation.patience counts evaluations on the way; give evaluation.every=N, too.")
+    if run.reference_sync_steps and not beta:
+        raise UserError("reference_sync_steps needs a reference; give algorithm.beta, too, or leave it away.")
 
 
 def _find_saved(log: RunLog) -> checkpoints.Saved | None:
     """The newest whole checkpoint, the logs cut back to it; without one everything starts again from step 0."""
-    saved, passed = checkpoints.newest_whole(log.folder)
+    saved, passed = checkpoints.newest_whole(log.folder, lambda found: log.check(found.logs))
     if saved is None and passed:
+        why = next(iter(passed.values()))
         raise UserError(
-            f"No checkpoint of {log.folder} is whole, the newest because: {passed[0]} Start over in another run_dir."
+            f"No checkpoint of {log.folder} is whole, the newest because: {why} Start over in another run_dir."
         )
-    log.notes.extend(passed)
+    if saved is None and (log.folder / "result.json").exists():
+        raise UserError(
+            f"{log.folder} is finished but its checkpoints are gone; there is nothing to go on from: start a new run."
+        )
+    if saved is None:
+        log.notes.append("There was no checkpoint yet: the run begins again at step 0.")
+    for folder in passed:
+        checkpoints.set_aside(folder)
+    log.notes.extend(passed.values())
     log.truncate({} if saved is None else saved.logs)
     return saved
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +67,30 @@ def _open(run: Run, path: str, verify: bool = True, **how: Any) -> DataTask:
             "make a file for each kind, or name rewards that fit all of them, for example rewards.exact=1."
         )
     return task
+
+
+def fingerprint(task: Task) -> str:
+    """SHA-256 over what a task gives: its file, and up to 16 of its problems with their pictures' pixels.
+
+    A run that goes on must meet the problems that it began with.
+    """
+    found = hashlib.sha256()
+    file = Path(str(getattr(task, "file", "")))
+    if file.is_file():
+        with file.open("rb") as lines:
+            found.update(hashlib.file_digest(lines, "sha256").digest())
+    size = task.size
+    places = range(4) if size is None else sorted({i * size // 16 for i in range(16)} & set(range(size)))
+    for place in places:
+        try:
+            (problem,), _ = task.take(place, 1)
+            asked = (problem.id, problem.question, problem.kind, repr(problem.answer))
+            found.update("\0".join(asked).encode("utf-8", "surrogatepass"))
+            for image in problem.images:
+                found.update(image.tobytes())
+        except UserError as error:  # a bad sample, which the run may skip
+            found.update(str(error).encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
 
 
 def first_of_each_kind(task: Task) -> list[Problem]:

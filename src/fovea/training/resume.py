@@ -19,8 +19,14 @@ CHANGEABLE = (
     "show_every",
     "show_groups",
     "download",
+    "on_bad_sample",
+    "max_bad_samples",
+    "on_reward_error",
+    "reward_timeout",
+    "max_nonfinite",
+    "preflight",
 )
-"""What may differ from the recorded recipe: it decides how long a run lasts and what is kept, not what it does."""
+"""What may differ from the recorded recipe: how long a run lasts, what is kept, what happens when something fails."""
 
 
 def read_unfinished(folder: str | Path, overrides: Sequence[str] = ()) -> Run:

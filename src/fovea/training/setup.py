@@ -7,8 +7,10 @@ leaves the state before it.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
@@ -25,7 +27,7 @@ from fovea.models.reference import Reference
 from fovea.rewards import REWARDS
 from fovea.rewards.scorer import Scorer
 from fovea.rollouts import BadSample, gather, without_bad
-from fovea.runlog import RunLog, describe_run, write_json
+from fovea.runlog import RunLog, describe_run
 from fovea.training.bad_samples import BadSamples
 from fovea.training.problems import at_most
 from fovea.training.stopping import best_of, no_longer_rises, value_of
@@ -79,6 +81,8 @@ class Session:
     scorer: Scorer
     watch: Watch
     observers: Sequence[Observer]
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the training, validation and held-out problems."""
     reference: Reference | None = None
     """What a KL term compares the policy with; None where there is none."""
     parts: dict[str, Stateful] = field(default_factory=dict)
@@ -93,6 +97,7 @@ class Session:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """Every evaluation so far, in order."""
     _boundary: dict[str, Any] = field(default_factory=dict)
+    _logged: dict[str, int] = field(default_factory=dict)
     _saved: int | None = None
 
     def __enter__(self) -> Session:
@@ -111,6 +116,7 @@ class Session:
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs besides weights, optimizer and random generators."""
         return {
+            "problems": dict(self.problems),
             "cursor": self.cursor,
             "done": self.done,
             "nonfinite": self.nonfinite,
@@ -120,13 +126,24 @@ class Session:
             "evaluations": list(self.evaluations),
             "parts": {name: part.state() for name, part in self.parts.items()},
             "policy_version": self.policy.version,
+            "random": checkpoints.random_state(),
         }
+
+    def _at_boundary(self) -> None:
+        """Between two steps, everything of the last one written: what a checkpoint made from now on holds."""
+        self._boundary, self._logged = self.state(), self.log.offsets()
 
     def begin(self, saved: checkpoints.Saved | None, resume: bool) -> None:
         """Put back what was saved, and tell the observers."""
         asked = {"rewards": dict(self.rewards), "instruction": self.instruction}
         described = describe_run(self.run) | asked | {"reward_functions": self.scorer.describe()}
         if saved is not None:
+            for which, digest in saved.state["problems"].items():
+                if self.problems.get(which) != digest:
+                    raise UserError(
+                        f"The {which} problems are not those that {self.log.folder} began with (other lines, answers "
+                        "or pictures); put the old ones back, or start a new run from its newest model."
+                    )
             checkpoints.restore(saved, self.policy, self.optimizer)
             state = saved.state
             self.cursor, self.done, self.nonfinite = state["cursor"], state["done"], state["nonfinite"]
@@ -144,9 +161,9 @@ class Session:
             described = self.log.resumed(described, self.done)
         if self.log.notes:
             described["notes"] = list(self.log.notes)
-        self._boundary = self.state()
         for observer in self.observers:
             observer.start(described)
+        self._at_boundary()
         for record in self.evaluations:
             for observer in self.observers:
                 if observer is not self.log:  # it holds them already
@@ -162,12 +179,11 @@ class Session:
         # taken now, not at every step, because it may be large; it changes at the end of steps only
         reference = {} if self.reference is None else self.reference.state_dict()
         whole = state | {"reference": reference}
-        checkpoints.save(self.log, self.policy, self.optimizer, state["done"], whole)
+        checkpoints.save(self.log, self.policy, self.optimizer, state["done"], whole, logs=self._logged)
         self._saved = state["done"]
         best = self.best()
-        checkpoints.prune(
-            self.log.folder, self.run.keep_checkpoints, also=[] if best is None else [best["step"]]
-        )
+        also = [self._saved] if best is None else [self._saved, best["step"]]
+        checkpoints.prune(self.log.folder, self.run.keep_checkpoints, also)
 
     @property
     def saved(self) -> int | None:
@@ -224,11 +240,12 @@ class Session:
         for observer in self.observers:
             observer.step({"step": step} | metrics | timing, examples)
         self.nonfinite = self.nonfinite + 1 if metrics.get("nonfinite") else 0
-        self._boundary = self.state()
+        self._at_boundary()
         if self.nonfinite >= self.run.max_nonfinite:
             raise RunFailed(
                 f"The loss or the gradient was not finite in {self.nonfinite} steps in a row, up to step {step}; "
-                "lower optimizer.learning_rate (the weights are those before these steps)."
+                "the weights are those before these steps. Start a new run with a lower optimizer.learning_rate, from "
+                "the saved model if you like (model=RUN/checkpoints/step_N/model)."
             )
 
     # ---------------------------------------------------------------- evaluations
@@ -241,31 +258,34 @@ class Session:
         on_the_way = every > 0 and self.done % every == 0 and self.done < self.run.steps
         return "during" if on_the_way and (last is None or last["step"] != self.done) else None
 
-    def evaluate(self, phase: str) -> None:
-        """One line of evaluations.jsonl: the held-out split before and after, the validation split on the way."""
+    def evaluate(
+        self, phase: str, at_once: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    ) -> None:
+        """One line of evaluations.jsonl: the held-out split before and after, the validation split on the way.
+
+        `at_once`: inside it a signal may interrupt, for nothing is remembered yet.
+        """
         section, during = self.run.evaluation, phase == "during"
         name = "validation" if during else section.split
         split = "held-out lines" if self.run.data is not None else name
         head = {"step": self.done, "phase": phase, "split": split}
-        try:
-            record = head | self._measure(during)
-        except UserError as error:
-            self._leave_out_bad(during, error)
-            record = head | self._measure(during)
+        with at_once():
+            try:
+                record = head | self._measure(during)
+            except UserError as error:
+                self._leave_out_bad(during, error)
+                record = head | self._measure(during)
         if during and value_of(record, section.metric) is None:
             known = ", ".join(key for key in record if value_of(record, key) is not None)
             raise UserError(f"evaluation.metric={section.metric!r} is not in an evaluation; known: {known}.")
         self.evaluations.append(record)
-        self._boundary = self.state()
         for observer in self.observers:
             observer.evaluation(record)
+        self._at_boundary()
         if during and self.best() is record:
             self.save()
             value = value_of(record, section.metric)
-            write_json(
-                self.log.folder / "checkpoints" / "best.json",
-                {"step": self.done, "metric": section.metric, "value": value, "split": split},
-            )
+            self.log.best({"step": self.done, "metric": section.metric, "value": value, "split": split})
 
     def best(self) -> Mapping[str, Any] | None:
         """The evaluation on the way with the highest `evaluation.metric`; its checkpoint is kept."""

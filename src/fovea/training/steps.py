@@ -21,7 +21,7 @@ from fovea.models.shared_prefix import Row
 from fovea.rollout_health import health
 from fovea.rollouts import collect, fill, has_signal, learned_rewards, rollout_metrics, shown, to_samples
 from fovea.training.setup import Session
-from fovea.training.update import sft_update, update
+from fovea.training.update import one_step, sft_update, update
 from fovea.types import Group, Sample, UserError
 
 # A step whose every problem was bad: nothing was sampled and nothing was learned.
@@ -43,6 +43,13 @@ class Rollout:
 
 def rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One step of policy gradient: metrics, and the completions of the first groups for the log."""
+    try:
+        return _rl_step(session, step)
+    finally:
+        session.policy.kept.drop()  # also after a step that ends before its update
+
+
+def _rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     run, policy = session.run, session.policy
     algorithm = algorithm_of(run)
     began = time.perf_counter()
@@ -53,7 +60,8 @@ def rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str,
     drawn = time.perf_counter()
     samples, gaps = _samples(session, algorithm, rollout)
     filled, replayed = _replay(session, algorithm, samples, step)
-    report = update(policy, session.optimizer, filled, algorithm, session.sampling, run, step)
+    first = one_step(run, algorithm)
+    report = update(policy, session.optimizer, filled, algorithm, session.sampling, run, step, first=first)
     session.engine.load_weights(policy)
     timing = {"rollout_seconds": drawn - began, "update_seconds": time.perf_counter() - drawn}
     examples: list[dict[str, Any]] = []
@@ -120,7 +128,8 @@ def _samples(
     session: Session, algorithm: Algorithm, rollout: Rollout
 ) -> tuple[list[Sample], dict[str, float]]:
     """The kept groups as samples, with the trainer's and the reference's log-probs where the algorithm has use of
-    them; and how far the trainer's are from the engine's."""
+    them; and how far the trainer's are from the engine's. Where the update's own forward says both (`one_step`) the
+    samples have the engine's."""
     run, groups = session.run, rollout.kept
     prompts: list[Prompt] = [group.prompt for group in groups]
     replies = [completion for group in groups for completion in group.completions]
@@ -128,7 +137,7 @@ def _samples(
     rows: list[Row] = [(g, reply.token_ids) for g, reply in zip(owners, replies, strict=True)]
     recomputed = reference = None
     gaps: dict[str, float] = {}
-    if algorithm.old_log_probs == "recomputed":
+    if algorithm.old_log_probs == "recomputed" and not one_step(run, algorithm):
         ours = score(session.policy, prompts, rows, session.sampling, tokens_per_pass=run.tokens_per_pass)[0]
         recomputed = _by_row(ours.float().cpu().numpy(), rows)
         gap = np.abs(np.concatenate(recomputed) - np.concatenate([reply.log_probs for reply in replies]))

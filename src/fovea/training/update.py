@@ -72,18 +72,27 @@ class _Report:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     nonfinite: int = 0
+    """Optimizer steps that were skipped."""
     skipped: int = 0
     sums: RatioSums | None = None
     kl: float = 0.0
+    gap: float | None = None
+    """Sum of the differences between the engine's log-probs and the update's own, where the update measures it."""
+    largest_gap: float = 0.0
 
     def metrics(self, rate: float) -> dict[str, float | None]:
-        """Means over the optimizer steps that were done. `loss` and `grad_norm` are null when none was."""
+        """Means over the optimizer steps that were done. `loss` and `grad_norm` are null when none was.
+
+        `nonfinite` is 1 only where nothing was learned (what `max_nonfinite` counts in a row); `nonfinite_updates` is
+        the number of optimizer steps that were skipped, also beside others that were done.
+        """
         found: dict[str, float | None] = {
             "loss": float(np.mean(self.losses)) if self.losses else None,
             "grad_norm": float(np.mean(self.norms)) if self.norms else None,
             "learning_rate": rate,
             "updates": len(self.losses),
-            "nonfinite": self.nonfinite,
+            "nonfinite": int(self.nonfinite > 0 and not self.losses),
+            "nonfinite_updates": self.nonfinite,
         }
         return found
 
@@ -100,35 +109,59 @@ def update(
     terms: Sequence[LossTerm] | None = None,
     variants: Variants | None = None,
     reduce: Reduce = alone,
+    first: bool = False,
 ) -> dict[str, float | None]:
     """All optimizer steps on one rollout's samples. Returns the step's metrics.
 
     A row whose every loss weight or advantage is zero gives no gradient and is not computed, unless the KL or a loss
     term has one; it stays in the denominators (they are in `Sample.weights`) and is counted in `rows_skipped`.
     A loss or gradient that is not finite skips that optimizer step (weights, optimizer and version stay) and is
-    counted in `nonfinite`. `terms`: default those of the recipe; `reduce` adds counts over workers.
+    counted in `nonfinite_updates`. `terms`: default those of the recipe; `reduce` adds counts over workers.
+
+    `first`: this is one optimizer step on what the policy as it is has sampled, so that the recomputed old log-probs
+    are those of the step's own forward, to the bit, and `Sample.old_log_probs` (the engine's) only serve for
+    `engine_gap_mean` and `engine_gap_max` over the counted tokens of the rows that are computed. See `one_step`.
     """
     terms = loss_terms(run.algorithm) if terms is None else terms
     section, longest = run.algorithm, run.sampling.max_new_tokens
     report = _Report()
     batches = minibatches(samples, algorithm, longest, section.prompts_per_update, reduce)
-    number = 0
-    for _ in range(section.updates_per_rollout):
-        for batch in batches:
+    plan = [batch for _ in range(section.updates_per_rollout) for batch in batches]
+    assert not first or len(plan) == 1, "a second optimizer step has another policy than the one that sampled"
+    try:
+        for number, batch in enumerate(plan):
             seed = (run.seed, step, number)
-            passes = _Passes(policy, algorithm, sampling, run, terms, variants or {}, seed)
-            number += 1
+            passes = _Passes(policy, algorithm, sampling, run, terms, variants or {}, seed, first=first)
             report.skipped += passes.prepare(batch, reduce)
             _optimizer_step(policy, optimizer, passes.forwards(), sampling, run, step, report)
-            report.sums = passes.sums if report.sums is None else report.sums + passes.sums
-            report.kl += float(passes.kl)
+            passes.tell(report)
+    finally:
+        policy.kept.drop()  # still there where no row was computed, and the graph is large
     metrics = report.metrics(learning_rate(run.optimizer, step, run.steps))
     metrics |= {"rows_skipped": report.skipped // section.updates_per_rollout}
     if report.sums is not None:
         metrics |= report.sums.means()
         if algorithm.beta > 0 and algorithm.kl_in == "loss":
             metrics["kl"] = report.kl / max(float(report.sums.tokens), 1.0)
+        if report.gap is not None:
+            metrics["engine_gap_mean"] = report.gap / max(float(report.sums.tokens), 1.0)
+            metrics["engine_gap_max"] = report.largest_gap
     return metrics | _sample_metrics(samples, algorithm)
+
+
+def one_step(run: Run, algorithm: Algorithm) -> bool:
+    """Whether `update(..., first=True)` is right for the samples of a step: the log-probs of the policy that sampled
+    are wanted, one optimizer step needs them, and nothing does before it (a KL in the reward, importance weights, a
+    replay buffer)."""
+    section = run.algorithm
+    return (
+        algorithm.old_log_probs == "recomputed"
+        and section.updates_per_rollout == 1
+        and section.prompts_per_update in (None, run.prompts)
+        and algorithm.correction == "none"
+        and not (algorithm.beta > 0 and algorithm.kl_in != "loss")
+        and section.replay == 0
+    )
 
 
 def _sample_metrics(samples: Sequence[Sample], algorithm: Algorithm) -> dict[str, float]:
@@ -156,6 +189,8 @@ class _Passes:
         terms: Sequence[LossTerm],
         variants: Variants,
         seed: tuple[int, int, int],
+        *,
+        first: bool = False,
     ) -> None:
         self._policy = policy
         self._algorithm = algorithm
@@ -164,6 +199,7 @@ class _Passes:
         self._terms = terms
         self._variants = variants
         self._seed = seed
+        self._first = first
         self._picked: dict[str, Tensor] = {}
         self._others: dict[str, Tensor] = {}
         self._sequence: Tensor | None = None
@@ -171,6 +207,16 @@ class _Passes:
         zero = torch.zeros((), device=policy.device)
         self.sums = RatioSums(clipped=zero, kl=zero, tokens=zero)
         self.kl = zero
+        self.gap = zero
+        self.largest_gap = zero
+
+    def tell(self, report: _Report) -> None:
+        """Add what the passes saw."""
+        report.sums = self.sums if report.sums is None else report.sums + self.sums
+        report.kl += float(self.kl)
+        if self._first:
+            report.gap = float(self.gap) + (report.gap or 0.0)
+            report.largest_gap = max(report.largest_gap, float(self.largest_gap))
 
     def prepare(self, samples: Sequence[Sample], reduce: Reduce) -> int:
         """Everything that must be known before the first pass. Returns how many rows need none."""
@@ -240,7 +286,7 @@ class _Passes:
         if algorithm.ratio != "token":
             self._sequence = torch.full_like(batch.old, torch.nan)
             cut = [i for i, (_, ids) in enumerate(batch.rows) if len(ids) > self._run.tokens_per_pass]
-            if cut:
+            if cut and not self._first:  # the first log-ratio is 0, of a part of a reply too
                 log_probs, _ = self._score(batch.prompts, [batch.rows[i] for i in cut])
                 tokens = torch.isin(batch.row_of, torch.tensor(cut, device=batch.row_of.device))
                 self._sequence[tokens] = sequence_log_ratios(
@@ -256,7 +302,11 @@ class _Passes:
     def _trained_loss(self, index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
         """The policy gradient, the KL and the terms of one pass's tokens [N]."""
         batch, algorithm = self._batch, self._algorithm
-        old, mask, advantages = batch.old[index], batch.mask[index], batch.advantages[index]
+        old, mask, advantages = self._old(batch, index, log_probs), batch.mask[index], batch.advantages[index]
+        if self._first:
+            gap = (old - batch.old[index]).abs() * mask
+            self.gap = self.gap + gap.sum()
+            self.largest_gap = torch.maximum(self.largest_gap, gap.max())
         sequence = None
         if self._sequence is not None:
             inside = sequence_log_ratios(log_probs, old, mask, batch.row_of[index], algorithm)
@@ -300,13 +350,17 @@ class _Passes:
                 total = total if value is None else total + value
         return total
 
+    def _old(self, batch: _Batch, index: Tensor | slice, log_probs: Tensor) -> Tensor:
+        """[N]: what the ratio compares with."""
+        return log_probs.detach() if self._first else batch.old[index]
+
     def _view(
         self, batch: _Batch, index: Tensor | slice, log_probs: Tensor, entropy: Tensor, picked: Tensor | None
     ) -> TokenView:
         return TokenView(
             log_probs=log_probs,
             entropy=entropy,
-            old_log_probs=batch.old[index],
+            old_log_probs=self._old(batch, index, log_probs),
             advantages=batch.advantages[index],
             mask=batch.mask[index],
             total=batch.total,

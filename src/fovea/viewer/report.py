@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from fovea.rewards.answers import box_from
 from fovea.runlog import read_run, write_atomically
+from fovea.types import UserError
 from fovea.viewer import as_text, visible
 from fovea.viewer.charts import Series, chart_svg, points_of
 from fovea.viewer.display import clock, interval
@@ -47,7 +48,12 @@ def write_report(run_folder: str | Path) -> Path:
     Raises UserError if the folder is not a run folder or holds broken JSON.
     """
     path = Path(run_folder) / "report.html"
-    write_atomically(path, render_report(run_folder).encode("utf-8"))
+    page = render_report(run_folder).encode("utf-8")
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{path} cannot be written ({why}); look at the run with `fovea view`.") from None
     return path
 
 
