@@ -283,3 +283,10 @@ def test_tensors_that_the_class_ignores_are_not(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     save_file(load_file(weights) | {"mtp.fc.weight": torch.zeros(2)}, weights, metadata={"format": "pt"})
     load_policy(str(tmp_path), device="cpu")
+
+
+def test_a_frozen_part_is_not_trained_by_an_adapter_that_was_given(adapter: Path) -> None:
+    """As `finetune.targets` and `freeze` of one part contradict each other, so do an adapter's own targets."""
+    with pytest.raises(UserError, match="freeze=text, but the adapter trains layers of text"):
+        load_policy(str(adapter), freeze=["text"])
+    load_policy(str(adapter), freeze=["vision"])

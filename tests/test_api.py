@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import picture
 
@@ -111,7 +112,7 @@ def test_overrides_keep_their_values() -> None:
 
 def problem(i: int, **changes: Any) -> Problem:
     values: dict[str, Any] = {"id": str(i), "task": "mine", "question": "?", "answer": i, "kind": "number"}
-    return Problem(images=(picture(28, 28, i),), **values | changes)
+    return Problem(**{"images": (picture(28, 28, i),)} | values | changes)
 
 
 def test_lists_are_split_and_taken_in_epochs() -> None:
@@ -124,6 +125,142 @@ def test_lists_are_split_and_taken_in_epochs() -> None:
     assert [p.id for p in first] != [p.id for p in kept.take(cursor, 18)[0]]
     assert kept.take(5, 3)[0] == kept.take(3, 5)[0][2:]
     assert kept.take(0, 18)[0] != split_problems("mine", problems, seed=5)[0].take(0, 18)[0]
+
+
+BOX: dict[str, Any] = {"kind": "box"}
+THING: dict[str, Any] = {"kind": "objects"}
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images": "cat.png"}, r"images is the str 'cat.png'; open it: images=\(PIL.Image.open"),
+        ({"images": ("cat.png",)}, r"images\[0\] is the str 'cat.png'; open it"),
+        ({"images": (Path("cat.png"),)}, r"images\[0\] is .*; open it"),
+        ({"images": (np.zeros((4, 4, 3)),)}, r"images\[0\] is the ndarray .*fromarray"),
+        ({"images": None}, "images is None; give a tuple"),
+        ({"images": (None,)}, r"images\[0\] is None; give a tuple"),
+        ({"images": picture(28, 28, 0)}, r"images is the Image .*images=\(picture,\)"),
+        ({"answer": None}, "answer is None, which does not fit kind 'number'; give one finite"),
+        ({"answer": "x"}, "answer is the str 'x', which does not fit kind 'number'"),
+        ({"answer": True}, "answer is the bool True"),
+        ({"answer": float("nan")}, "answer is the float nan"),
+        ({"answer": Unprintable()}, "answer is a Unprintable, which"),
+        ({"kind": "choice", "answer": "AB"}, "'AB', which does not fit kind 'choice'; give one letter"),
+        ({"kind": "choice", "answer": None}, "answer is None, which does not fit kind 'choice'"),
+        ({"kind": "text", "answer": None}, "answer is None, which does not fit kind 'text'"),
+        ({"kind": "text", "answer": " "}, "give a text that is not empty"),
+        (BOX | {"answer": "[1, 2, 3, 4]"}, "does not fit kind 'box'; give four plain numbers"),
+        (BOX | {"answer": (1, 2, 3)}, "does not fit kind 'box'"),
+        (BOX | {"answer": None}, "does not fit kind 'box'"),
+        (
+            BOX | {"answer": (1, 2, 3, 4), "images": ()},
+            r"images is the tuple \(\); give the picture that the box",
+        ),
+        (
+            BOX | {"answer": (1, 2, 3, 4), "meta": {"box_image": 3}},
+            r"meta.*box_image.* is the int 3; .* 0 to 0",
+        ),
+        (THING | {"answer": "cat"}, "does not fit kind 'objects'; give a list"),
+        (THING | {"answer": [{"box": [1, 2, 3, 4], "label": "cat"}]}, "does not fit kind 'objects'"),
+        (THING | {"answer": [{"bbox_2d": [1, 2, 3, 4]}]}, "does not fit kind 'objects'"),
+        ({"kind": "pose"}, "kind is the str 'pose'; give one of box"),
+        ({"kind": ["box"]}, "kind is the list"),
+        ({"frame": "percent"}, "frame is the str 'percent'; give one of pixels"),
+        ({"question": 5}, "question is the int 5; give a text"),
+        ({"question": None}, "question is None; give a text"),
+        ({"id": 5}, "id is the int 5; give a text"),
+        ({"id": ["5"]}, "id is the list"),
+        ({"task": None}, "task is None; give a text"),
+        ({"difficulty": "easy"}, "difficulty is the str 'easy'; give a number from 0 to 1"),
+        ({"difficulty": None}, "difficulty is None"),
+        ({"meta": None}, "meta is None; give a dict"),
+        ({"target": 3}, "target is the int 3; give the reply as a text"),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_one_sentence(changes: dict[str, Any], said: str) -> None:
+    wrong = problem(3, **changes)
+    own = "" if "id" in changes else r"\(id '3'\) "
+    with pytest.raises(UserError, match=f"^mine, problem 3: {own}.*{said}") as found:
+        split_problems("mine", [*(problem(i) for i in range(3)), wrong, *(problem(i) for i in range(4, 12))])
+    assert "\n" not in str(found.value)
+
+    def take(self: Any, cursor: int, n: int) -> Any:
+        return [problem(i) if i != 3 else wrong for i in range(cursor, cursor + n)], cursor + n
+
+    with pytest.raises(UserError, match=said):
+        check_own_task(changed(take=take))
+
+
+def test_answers_that_are_good_stay_good() -> None:
+    for kind, answer in (("number", "3"), ("number", 2.5), ("choice", "(b)"), ("text", 7), ("objects", [])):
+        split_problems("mine", [problem(i, kind=kind, answer=answer) for i in range(10)])
+
+
+class Watcher:
+    def start(self, run: Any) -> None: ...
+    def step(self, metrics: Any, shown: Any) -> None: ...
+    def evaluation(self, record: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("observers", "said"),
+    [
+        (None, "observers is None; give a list"),
+        (Watcher(), "observers is a Watcher; give a list"),
+        ([None], r"observers\[0\] is None; give an object with the methods start, step, evaluation, finish"),
+        ([Watcher], r"observers\[0\] is a type; give an object"),
+        (
+            [Watcher()],
+            r"observers\[0\] is a Watcher and has no method 'finish'; add def finish\(self, result\)",
+        ),
+    ],
+)
+def test_an_observer_that_is_none_is_said(observers: Any, said: str, tmp_path: Path) -> None:
+    for call in (fovea.train, fovea.resume):
+        with pytest.raises(UserError, match=said):
+            call(str(tmp_path / "run"), observers=observers)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_asks_for_what_only_python_has(tmp_path: Path) -> None:
+    for name, changes, said in (
+        ("a", {"task": "squares"}, r"a task of your own, 'squares'; give task="),
+        (
+            "b",
+            {"rewards": {"iou": 1.0, "mine": 1.0}},
+            "a function of your own as the reward 'mine'; give rewards=",
+        ),
+    ):
+        run = Run(recipe="quickstart", run_dir=str(tmp_path / name)).model_copy(update=changes)
+        (tmp_path / name).mkdir()
+        record = {"schema": 1, "run": run.model_dump(mode="json")}
+        (tmp_path / name / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        with pytest.raises(UserError, match=said):
+            fovea.resume(tmp_path / name)
+
+
+def test_numbers_of_numpy_sets_and_nan() -> None:
+    given = {
+        "steps": np.int64(3),
+        "optimizer": {"learning_rate": np.float32(0.5)},
+        "freeze": {"vision", "text"},
+    }
+    assert as_overrides(given) == ["steps=3", "optimizer.learning_rate=0.5", 'freeze=["text", "vision"]']
+    assert read_rewards({"iou": np.float32(0.5), "exact": np.int64(2)}) == ({"iou": 0.5, "exact": 2.0}, {})
+    with pytest.raises(UserError, match=r"^The weight of rewards\['iou'\] is NaN; give a finite number"):
+        read_rewards({"iou": float("nan")})
+    with pytest.raises(UserError, match="is infinite"):
+        read_rewards({"iou": np.float32("inf")})
+    with pytest.raises(UserError, match=r"^optimizer.learning_rate is NaN; give a finite number\.$"):
+        as_overrides({"optimizer": {"learning_rate": float("nan")}})
+    with pytest.raises(UserError, match=r"freeze: .*give a number, a text, a list"):
+        as_overrides({"freeze": {"vision", 3}})
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from fovea import audits, rollout_health
 from fovea.audits import Warned, Watch, check_audits
+from fovea.rollouts import rollout_metrics
 from fovea.types import Completion, Group, Problem, UserError
+from fovea.viewer.display import LiveDisplay
 
 
 def test_discordant_pairs_and_their_exact_distribution() -> None:
@@ -232,6 +238,22 @@ def test_health_by_hand() -> None:
     assert rollout_health.health([]) == {}
     assert rollout_health.advantage_abs([np.array([1.0, -3.0]), np.array([2.0])]) == 2
     assert rollout_health.advantage_abs([]) == 0
+
+
+def test_a_step_in_which_nothing_was_scored_has_no_reward() -> None:
+    group = group_of(["3", "4"], [math.nan, math.nan])
+    metrics = rollout_metrics([replace(group, parts={"mine": group.rewards})])
+    assert (metrics["reward_mean"], metrics["reward/mine"], metrics["reward_std"]) == (None, None, 0.0)
+    watch = Watch(audits=["mine"])
+    for step in range(60):
+        watch.step(step, metrics)
+    assert watch.series["reward_mean"].both() is None
+    written = io.StringIO()
+    display = LiveDisplay(console=Console(file=written, width=100), plain=True, line_seconds=0)
+    display.start({"run": {"steps": 2}})
+    display.step({"step": 0, **metrics}, [])
+    display.step({"step": 1, **metrics, "reward_mean": 0.5}, [])
+    assert "reward 0.500" in written.getvalue()
 
 
 def test_box_counts_by_hand() -> None:

@@ -46,7 +46,7 @@ class Faulty:
         ({"question": lambda n: f"Where? {n}"}, "another problem when it is taken again"),
         ({"id": "shapes/locate:train:0:1"}, "is that of problem 1"),
         ({"answer": (0, 0, 900, 900)}, "outside its picture"),
-        ({"answer": {1, 2}}, "not JSON"),
+        ({"answer": {1, 2}}, "does not fit kind 'box'"),
         ({"answer": (1, 1, 3, 3)}, "is wrong by the checker"),
         ({"target": "the box is {box:1,2,3,4}"}, "wrong by the checker"),
         ({"difficulty": 2.0}, "has difficulty 2.0"),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import (
+from conftest import (, different_problems, loud_policy
     assert_gradients_close,
     assert_log_probs_close,
     different_problems,
@@ -25,7 +25,7 @@ from fovea.engines.shared_prefill import SharedPrefillEngine, choose, row_keys, 
 from fovea.models.head import sampling_logits
 from fovea.models.policy import Policy
 from fovea.models.shared_prefix import backward, score
-from fovea.types import Completion, Sampling
+from fovea.types import Completion, RunFailed, Sampling
 
 SAMPLING = Sampling(temperature=0.9, max_new_tokens=24)
 
@@ -203,3 +203,15 @@ def test_scripted_engine_says_its_script(policy: Policy) -> None:
     )
     assert short[0][0].stop == "length"
     assert len(short[0][0].token_ids) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_diverged_are_said(temperature: float) -> None:
+    policy = loud_policy("qwen2_5_vl")
+    with torch.no_grad():
+        policy.model.lm_head.weight.fill_(torch.nan)
+    prompt = policy.prompt(different_problems()[0])
+    with pytest.raises(RunFailed, match="weights have diverged"):
+        SharedPrefillEngine(policy).generate(
+            [prompt], 2, Sampling(temperature=temperature, max_new_tokens=3), seed=(0, 0)
+        )

@@ -8,7 +8,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,25 @@ def text(text, problem):
 def length(completions, **kwargs):
     return [1.0 for text in completions if "BAD" not in text]
 
+def longer(completions, **kwargs):
+    return [1.0] * max(5, len(completions))
+
+def once(completions, **kwargs):
+    return {1.0 for _ in completions}
+
+def single(completions, **kwargs):
+    (text,) = completions
+    return [1.0]
+
+KEPT = []
+
+def grows(text, problem):
+    if "MORE" in text: KEPT.append(bytearray(b"x") * 350_000_000)
+    return float(len(KEPT))
+
+def no_reward(text, problem):
+    return {"score_": 1.0} if "BAD" in text else 1.0
+
 def slow(completions, **kwargs):
     time.sleep(0.25 * len(completions) ** 2.7)
     return [1.0] * len(completions)
@@ -108,7 +129,6 @@ def scorer_of(module: str, name: str, journal: Path | None = None, **settings: o
         ("stops", "raised"),
         ("nan", "not_finite"),
         ("text", "type"),
-        ("length", "length"),
     ],
 )
 def test_the_guilty_completion_is_found_and_named(module: str, name: str, kind: str) -> None:
@@ -126,6 +146,82 @@ def test_the_guilty_completion_is_found_and_named(module: str, name: str, kind: 
         assert metrics["reward_timeouts"] == (kind == "timeout")
         assert metrics["reward_errors"] == (kind != "timeout")
     assert "98765" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+def test_a_list_that_fits_no_group_is_nobodys_alone(module: str) -> None:
+    """Not halved down to single replies, which it may fit by accident."""
+    for name, kind, said, metric in (
+        ("length", "length", "returned 3 values for 4 completions", 4),
+        ("longer", "length", "returned 5 values for 4 completions", 4),
+        ("once", "type", "returned set {1.0}, not a list of numbers", 4),
+    ):
+        with scorer_of(module, name) as scorer:
+            scores = scorer.weigh(["good", "good", "fine", "BAD"], PROBLEM, step=0)
+            assert scores.rewards.tolist() == [-1] * 4
+            assert {(event.kind, event.detail) for event in scores.events} == {(kind, said)}
+            assert scorer.take_metrics()["reward_errors"] == metric
+    with (
+        scorer_of(module, "longer", on_error="stop") as scorer,
+        pytest.raises(RunFailed, match="5 values for 4"),
+    ):
+        scorer.weigh(["a", "b", "c", "d"], PROBLEM, step=0)
+
+
+def test_a_function_that_works_on_single_replies_only_is_named_and_counted(module: str) -> None:
+    with scorer_of(module, "single", on_error="stop") as scorer:
+        with pytest.warns(
+            RuntimeWarning, match=r"raised ValueError: .* worked only on fewer or single replies"
+        ):
+            assert scorer.weigh(["a", "b", "c"], PROBLEM, step=0).rewards.tolist() == [1, 1, 1]
+        scorer.weigh(["a", "b"], PROBLEM, step=1)  # said once, counted always
+        assert scorer.take_metrics()["reward_errors"] == 5
+
+
+def test_a_worker_that_grows_keeps_its_functions(module: str) -> None:
+    """loky puts a bare process in the place of one that grew by 300 MB, looking once a second."""
+    with scorer_of(module, "grows", timeout=5.0, on_error="stop") as scorer:
+        for step, (text, count) in enumerate([("a", 0), ("MORE", 1), ("a", 1), ("a", 1)]):
+            assert scorer.weigh([text, "b"], PROBLEM, step=step).rewards.tolist() == [count, count]
+            time.sleep(1.05)
+        assert scorer._workers[0].starts == 1
+
+
+def test_a_worker_without_its_functions_is_started_again(module: str) -> None:
+    with scorer_of(module, "raises", on_error="stop") as scorer:
+        scorer.check([PROBLEM])
+        worker = scorer._workers[0]
+        worker._executor.submit(_forget).result(10)
+        assert scorer.weigh(["a", "b"], PROBLEM, step=0).rewards.tolist() == [1, 1]
+        assert worker.starts == 2
+        worker._executor.submit(_forget).result(10)
+        scorer.check([PROBLEM])
+        assert worker.starts == 3
+
+
+def _forget() -> None:
+    from fovea.rewards import loading
+
+    loading.LOADED.clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there a worker knows what it has")
+def test_too_little_memory_is_said_before_the_run(module: str) -> None:
+    with scorer_of(module, "nan", memory_bytes=int(0.0001 * 2**30)) as scorer:
+        with pytest.raises(
+            UserError, match=r"^reward_memory_gb=0.0001 is too small: a worker needs 0\.\d+ GB"
+        ) as found:
+            scorer.check([PROBLEM])
+        assert "bad.py" not in str(found.value)
+
+
+def test_messages_have_one_verb(module: str) -> None:
+    with scorer_of(module, "no_reward") as scorer:
+        (event,) = scorer.weigh(["a", "BAD"], PROBLEM, step=0).events
+        assert ":no_reward' returned a dict without the key 'reward'" in event.sentence()
+    with scorer_of(module, "nan", on_error="stop") as scorer:
+        unsendable = replace(PROBLEM, meta={"lock": threading.Lock()})
+        with pytest.raises(RunFailed, match=r":nan' raised an error on the way to its worker: .*pickle"):
+            scorer.weigh(["a"], unsendable, step=0)
 
 
 def test_a_time_out_stops_the_run_within_its_limit(module: str) -> None:

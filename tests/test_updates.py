@@ -459,18 +459,11 @@ def test_two_steps_of_each(folder: Path, tmp_path: Path, section: str) -> None:
 @pytest.mark.parametrize("section", ["name: gspo", "name: gspo, prompts_per_update: 1", "kl_cov: 0.1"])
 def test_the_first_update_clips_nothing_in_bfloat16(folder: Path, tmp_path: Path, section: str) -> None:
     """The decode path and the trainer's differ by more than GSPO's bounds there: old log-probs are the trainer's."""
-    more = ["steps=1", f"algorithm={{{section}}}", "show_every=0", "dtype=bfloat16"]
-    run = short(
-        folder,
-        tmp_path / "r",
-        *more,
-        "optimizer.learning_rate=1e-12",
-        "model=fovea-tiny",
-        "sampling.max_new_tokens=24",
-    )
+    more = ["model=fovea-tiny", "task=digits/locate", "rewards={iou: 1}", "sampling.max_new_tokens=24"]
+    more += ["dtype=bfloat16", "group=8", "steps=1", "show_every=0", "optimizer.learning_rate=1e-12"]
+    run = short(folder, tmp_path / "r", *more, f"algorithm={{{section}}}")
     with open_session(run) as session:
         metrics = learned(session)
-    print(metrics)
     assert metrics["engine_gap_max"] > 1e-4
     assert metrics["clip_fraction"] == 0.0
     assert metrics["approx_kl"] < 1e-9

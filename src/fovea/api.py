@@ -6,17 +6,22 @@ tasks and observers. Not here: any training; this turns Python's values into a `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from fovea.config import Run, apply_override, explain, load_run
 from fovea.outcomes import Outcome
 from fovea.rewards import REWARDS
+from fovea.rewards.functions import is_reference
 from fovea.runlog import newest_model, read_run, run_folder, to_json
+from fovea.runlog.plain import jsonable
+from fovea.tasks import TASKS
 from fovea.tasks.own import ProblemList, check_own_task, problem_list, split_problems
 from fovea.types import Observer, Problem, Task, UserError
 
@@ -101,6 +106,7 @@ def train(
     give `validation`), or an object with the methods of `fovea.Task`; then `validation` is another one, whose
     problems are not trained on. Raises UserError and RunFailed.
     """
+    check_observers(observers)
     weights, functions = read_rewards(rewards)
     values = dict(overrides)
     if weights is not None:
@@ -134,10 +140,22 @@ def resume(
     """
     from fovea.training.resume import read_unfinished
 
+    check_observers(observers)
+    functions = read_rewards(rewards)[1]
     run = read_unfinished(folder, as_overrides(overrides))
     own = task is not None and not isinstance(task, str)
+    if not own and run.data is None and run.task.partition("@")[0] not in TASKS:
+        raise UserError(
+            f"{folder} was trained on a task of your own, {run.task!r}; give task= (and validation=) as to fovea.train."
+        )
+    lost = [name for name in run.rewards if not (name in REWARDS or name in functions or is_reference(name))]
+    if lost:
+        raise UserError(
+            f"{folder} was trained with a function of your own as the reward {lost[0]!r}; give rewards= as to "
+            "fovea.train."
+        )
     tasks = _own_tasks(run, task, validation) if own else None
-    return _train(run, observers, tasks, read_rewards(rewards)[1], go_on=True)
+    return _train(run, observers, tasks, functions, go_on=True)
 
 
 def _train(
@@ -247,11 +265,23 @@ def as_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping) and not prefix and key != "rewards":
             found += as_overrides(value, f"{key}.")
         else:
-            try:
-                found.append(f"{prefix}{key}={to_json(value)}")
-            except TypeError as error:
-                raise UserError(f"{prefix}{key}: {error}; give a number, a text, a list or None.") from None
+            found.append(f"{prefix}{key}={_as_json(f'{prefix}{key}', value)}")
     return found
+
+
+def _as_json(key: str, value: Any) -> str:
+    """A key's value as JSON; a set as a sorted list. Raises UserError for what a recipe cannot hold."""
+    try:
+        clean, reasons = jsonable(sorted(value) if isinstance(value, set | frozenset) else value)
+    except TypeError as error:
+        raise UserError(f"{key}: {error}; give a number, a text, a list or None.") from None
+    if reasons:
+        place, number = next(iter(reasons.items()))
+        raise UserError(f"{key}{'.' * bool(place)}{place} is {_NUMBERS[number]}; give a finite number.")
+    return to_json(clean)
+
+
+_NUMBERS = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}
 
 
 # --- Python's values as a run's --------------------------------------------------------------------------------
@@ -316,12 +346,34 @@ def _one_reward(name: str, value: Any) -> tuple[RewardFunction | None, float]:
         function, weight = value, 1.0
     else:
         function, weight = None, value
+    if isinstance(weight, np.generic):
+        weight = weight.item()
     good = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not good or (function is not None and not callable(function)):
         raise UserError(
             f"rewards[{name!r}] is {value!r}; give a weight, a function or a pair (function, weight)."
         )
+    if not math.isfinite(weight):
+        said = "NaN" if math.isnan(weight) else "infinite"
+        raise UserError(f"The weight of rewards[{name!r}] is {said}; give a finite number, for example 1.0.")
     return function, float(weight)
+
+
+def check_observers(observers: Any) -> None:
+    """Raises UserError unless `observers` is a list of objects with the four methods of `fovea.Observer`."""
+    if not isinstance(observers, list | tuple):
+        said = "None" if observers is None else f"a {type(observers).__name__}"
+        raise UserError(f"observers is {said}; give a list of observers, [] for none.")
+    for i, observer in enumerate(observers):
+        where = f"observers[{i}] is {'None' if observer is None else f'a {type(observer).__name__}'}"
+        if observer is None or isinstance(observer, type):
+            raise UserError(f"{where}; give an object with the methods {', '.join(_METHODS)}.")
+        for name, arguments in _METHODS.items():
+            if not callable(getattr(observer, name, None)):
+                raise UserError(f"{where} and has no method {name!r}; add def {name}(self, {arguments}).")
+
+
+_METHODS = {"start": "run", "step": "metrics, shown", "evaluation": "record", "finish": "result"}
 
 
 def _name_of(thing: Any) -> str:

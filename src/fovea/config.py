@@ -78,6 +78,7 @@ class FinetuneSection(Section):
     alpha: int = Field(default=32, ge=1, description="the low-rank product is scaled by alpha / rank")
     targets: tuple[str, ...] = Field(
         default=("text",),
+        min_length=1,
         description="parts whose linear layers get an adapter (text, vision, projector), or regular "
         "expressions on module names",
     )
@@ -116,7 +117,8 @@ class AlgorithmSection(Section):
     )
     kl_ratio: bool | None = Field(default=None, description="weigh the KL in the loss by the ratio")
     old_log_probs: Literal["sampled", "recomputed"] | None = Field(
-        default=None, description="old log-probs: the engine's, or computed again before the first update"
+        default=None,
+        description="old log-probs: the engine's, or computed again before the first update; default in bfloat16: recomputed",
     )
     correction: (
         Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None

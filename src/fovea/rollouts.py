@@ -336,18 +336,18 @@ def fill(
     return reweigh(filled, algorithm, longest, reduce)
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
     """What a step's replies say: reward by part, accuracy, entropy, length.
 
     `entropy` is the mean over sampled tokens of -log p(token), an unbiased estimate of the mean per-token
     entropy of the sampling distribution, in nats. `groups_skipped`: groups whose rewards are all equal.
     `reward_std`: mean over groups of their sample standard deviation. A reward that is NaN was not given and is in
-    no mean.
+    no mean; None where none of a step was.
     """
     completions = [completion for group in groups for completion in group.completions]
     log_probs = np.concatenate([completion.log_probs for completion in completions])
     right = [correct(completion.text, group.problem) for group in groups for completion in group.completions]
-    metrics = {"reward_mean": _mean([group.rewards for group in groups])}
+    metrics: dict[str, Any] = {"reward_mean": _mean([group.rewards for group in groups])}
     metrics["reward_std"] = float(np.mean([_std(group.rewards) for group in groups]))
     for name in dict.fromkeys(name for group in groups for name in group.parts):
         metrics[f"reward/{name}"] = _mean([group.parts[name] for group in groups if name in group.parts])
@@ -361,11 +361,11 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def _mean(parts: Sequence[np.ndarray]) -> float:
-    """Of what is not NaN; 0 where nothing is."""
+def _mean(parts: Sequence[np.ndarray]) -> float | None:
+    """Of what is not NaN; None where nothing is."""
     values = np.concatenate(list(parts))
     given = values[~np.isnan(values)]
-    return float(given.mean()) if len(given) else 0.0
+    return float(given.mean()) if len(given) else None
 
 
 def _std(rewards: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from fovea.models.packing import together
 from fovea.models.policy import Policy
 from fovea.models.recurrent import take, token_rows
 from fovea.models.shared_prefix import Prefix, prefill_rollout
-from fovea.types import Completion, Sampling, occurrences
+from fovea.types import Completion, RunFailed, Sampling, occurrences
 
 # Rows leave once so large a share of the batch is finished: a compaction copies the keys, a finished row
 # costs a step.
@@ -168,6 +168,11 @@ def _completions(
         index = live.cpu().numpy()
         tokens[index, step] = step_tokens.cpu().numpy()
         log_probs[index, step] = step_log_probs.float().cpu().numpy()
+    if not np.isfinite(log_probs).all():
+        raise RunFailed(
+            f"The model's logits are not finite after {policy.version} updates: its weights have diverged. Lower "
+            "optimizer.learning_rate, or go on from an older checkpoint."
+        )
     ended = np.isin(tokens, policy.eos_ids)
     by_prompt: list[list[Completion]] = [[] for _ in prompts]
     for row, (prompt, _) in enumerate(rows):
@@ -201,6 +206,7 @@ def choose(logits: Tensor, sampling: Sampling, keys: np.ndarray, token: int) -> 
         cumulated = (logits - lse).exp_().cumsum(-1, dtype=torch.float64)
         u = torch.from_numpy(uniforms(keys, token)).to(logits.device)[:, None]
         tokens = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
+        tokens = tokens.clamp_(max=logits.shape[-1] - 1)  # only NaN logits need it; `_completions` says so
     return tokens[:, 0], (logits.gather(-1, tokens) - lse)[:, 0]
 
 

@@ -1,12 +1,13 @@
 """What a user's model must be before it is trained, each refusal one sentence with the fix.
 
-Not here: whether weights fit their config (`load_policy` asks transformers) and adapters (`finetune.py`).
+Not here: adapters (`finetune.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,36 @@ def check_folder(model: str, folder: Path, download: bool) -> None:
     if not folder.is_dir():
         return
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"The folder {folder} holds no model (no config.json); `fovea zoo build tiny` makes one."
-        )
+        run = (folder / "run.json").is_file()
+        inside = f"it is a run, its models are {folder}/checkpoints/step_N/model" if run else "no config.json"
+        raise UserError(f"The folder {folder} holds no model ({inside}); give the folder of a model.")
     if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
         raise UserError(
             f"The folder {folder} holds a config but no weights (no *.safetensors); copy or download it again."
         )
+
+
+def check_fit(model: str, report: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fit their config, by transformers' report on loading them; it only warns."""
+    # it would train fresh random numbers in the place of these
+    wrong = sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
+    if wrong:
+        raise UserError(
+            f"The weights of the model {model!r} do not fit its config: {len(wrong)} tensors are missing or of "
+            f"another size ({wrong[0]!r} is one); copy or download the folder again."
+        )
+    # Layers that the config leaves out: another model than was saved would be trained. What the model's own class says
+    # it ignores is not in the report; published checkpoints carry other leftovers (rotary tables, say), which are none.
+    strange = sorted(key for key in report["unexpected_keys"] if _LAYER.search(str(key)))
+    if strange:
+        raise UserError(
+            f"The weights of the model {model!r} do not fit its config: {len(strange)} tensors have no place in the "
+            f"model ({strange[0]!r} is one); copy or download the folder again."
+        )
+
+
+# A weight of a numbered layer.
+_LAYER = re.compile(r"(layers?|blocks)\.\d+\..*(weight|bias)$")
 
 
 def check_tokenizer(model: str, processor: Any, wanted: Any, fix: str) -> None:
@@ -83,6 +107,8 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        if device == "meta":  # holds no numbers
+            raise RuntimeError(device)
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError):

@@ -111,10 +111,18 @@ def add_adapter(
         # peft 0.21 asks transformers 5.23 for a property by its old name
         warnings.simplefilter("ignore", FutureWarning)
         # and warns that a tied head is hard to merge: `fovea export` unties it
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
+        warnings.filterwarnings(
+            "ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning
+        )
         torch.manual_seed(seed)
         adapter = get_peft_model(model, config)
     adapter.eval()
+    trained = {part_of(family, name) for name, p in model.named_parameters() if p.requires_grad}
+    if frozen := sorted(trained & set(freeze)):
+        raise UserError(
+            f"freeze={frozen[0]}, but the adapter trains layers of {frozen[0]}; leave the part out of freeze, or use "
+            "an adapter of other layers."
+        )
     for module in model.modules():
         # on some CPUs bitsandbytes rewrites the 4-bit weights of a module in eval mode for a product without gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):

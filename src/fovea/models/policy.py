@@ -20,6 +20,7 @@ from fovea.config import FinetuneSection
 from fovea.models.adapter import Family, Prompt, speak
 from fovea.models.attention import ATTENTION, register
 from fovea.models.checking import (
+    check_fit,
     check_folder,
     check_tokenizer,
     choose_device,
@@ -285,20 +286,7 @@ def load_policy(
                 ignore_mismatched_sizes=True,  # they are refused below, in one sentence
             )
     loaded, report = both
-    wrong = sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
-    if wrong:  # transformers only warns, and would train fresh random numbers in their place
-        raise UserError(
-            f"The weights of the model {model!r} do not fit its config: {len(wrong)} tensors are missing or of "
-            f"another size ({wrong[0]!r} is one); copy or download the folder again."
-        )
-    strange = sorted(report["unexpected_keys"])  # without those that the model's class says it ignores
-    if (
-        strange
-    ):  # a layer that the config leaves out, say: another model than the one that was saved would be trained
-        raise UserError(
-            f"The weights of the model {model!r} do not fit its config: {len(strange)} tensors have no place in the "
-            f"model ({strange[0]!r} is one); copy or download the folder again."
-        )
+    check_fit(model, report)
     return make_policy(
         loaded if how else loaded.to(place),
         processor,

@@ -136,12 +136,18 @@ def _held(function: Any) -> str:
         function = function.func
     plain = _plain(function)
     found += [getattr(plain, "__defaults__", None), getattr(plain, "__kwdefaults__", None)]
-    for cell in getattr(plain, "__closure__", None) or ():
+    found += _closed_over(plain)
+    return _said(found) if any(value is not None for value in found) else ""
+
+
+def _closed_over(function: Any) -> list[Any]:
+    found = []
+    for cell in getattr(function, "__closure__", None) or ():
         try:
             found.append(cell.cell_contents)
         except ValueError:  # not filled yet
             found.append(None)
-    return _said(found) if any(value is not None for value in found) else ""
+    return found
 
 
 def _said(value: Any, depth: int = 8) -> str:
@@ -151,7 +157,7 @@ def _said(value: Any, depth: int = 8) -> str:
         words = (_said(constant, depth - 1) for constant in value.co_consts)
         return f"code({value.co_code!r}, {value.co_names!r}, {', '.join(words)})"
     if inspect.isfunction(value) and depth:
-        parts = (value.__code__, value.__defaults__, [cell.cell_contents for cell in value.__closure__ or ()])
+        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, _closed_over(value))
         return f"function({', '.join(_said(part, depth - 1) for part in parts)})"
     if type(value) in (list, tuple, set, frozenset) and depth:
         words = (_said(one, depth - 1) for one in value)

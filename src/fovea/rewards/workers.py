@@ -49,7 +49,7 @@ class Resolved:
     parts: dict[str, tuple[float, ...]]
     metrics: dict[str, float]
     rescued: Fault | None = None
-    """Why the call for the whole group failed, if no completion alone does: the function works on few at a time only."""
+    """Why the call for the whole group failed, if none of its parts did: it works on few at a time only."""
 
 
 @dataclass(slots=True)

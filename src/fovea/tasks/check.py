@@ -10,19 +10,26 @@ Try it: `fovea tasks check digits/locate`
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from fovea.boxes import fill
 from fovea.rewards import correct, default_rewards, weigh
+from fovea.rewards.answers import box_from, finite, read_choice
 from fovea.statistics import wilson
 from fovea.tasks.chance import blind_chance
 from fovea.tasks.data import Finding, chance_of, open_source, read_rows
 from fovea.tasks.pictures import MEGAPIXELS
 from fovea.tasks.records import Row, to_problem
-from fovea.types import Problem, Task, UserError, picture_sizes
+from fovea.types import AnswerKind, BoxFrame, Problem, Task, UserError, picture_sizes
+
+_KINDS = typing.get_args(AnswerKind)
+_FRAMES = typing.get_args(BoxFrame)
 
 STRICT = 4.0
 """Standard errors by which the best constant reply may beat the declared chance before that counts as wrong."""
@@ -135,10 +142,12 @@ def _check_problems(task: Task, n: int) -> Report:
     bad: list[Finding] = []
     good: list[Problem] = []
     for index, (problem, again) in enumerate(zip(problems, _in_pieces(task, n))):
-        wrong = list(_wrong_with(problem, again, task))
-        if problem.id in seen:
+        field = wrong_field(problem)  # first: what follows relies on the types
+        wrong = [field] if field else list(_wrong_with(problem, again, task))
+        if field is None and problem.id in seen:
             wrong.append((f"the id {problem.id!r} is that of problem {seen[problem.id]}", "make ids unique"))
-        seen.setdefault(problem.id, index)
+        if field is None:
+            seen.setdefault(problem.id, index)
         bad += [
             Finding(file=task.name, line=index, problem=what, fix=fix, unit="problem") for what, fix in wrong
         ]
@@ -155,6 +164,117 @@ def _check_problems(task: Task, n: int) -> Report:
             )
         )
     return Report(name=task.name, n=n, bad=tuple(bad), chance=chance, declared=task.chance)
+
+
+def wrong_field(problem: Problem) -> tuple[str, str] | None:
+    """(what, fix) for the first field of a problem that is of a wrong type or does not fit its kind; None: all fit.
+
+    Whatever the fields hold: never raises. Where boxes lie, and everything else, is `check_task`'s.
+    """
+    for name in ("id", "task", "question"):
+        value = getattr(problem, name)
+        if not isinstance(value, str) or (name == "id" and not value):
+            return _says(problem, name, value, f'give a text, for example {name}="{_TEXTS[name]}"')
+    pictures = _wrong_images(problem)
+    if pictures is not None:
+        return pictures
+    for name, known in (("kind", _KINDS), ("frame", _FRAMES)):
+        value = getattr(problem, name)
+        if not isinstance(value, str) or value not in known:
+            return _says(problem, name, value, f"give one of {', '.join(known)}")
+    if finite(problem.difficulty) is None:
+        return _says(problem, "difficulty", problem.difficulty, "give a number from 0 to 1")
+    if problem.target is not None and not isinstance(problem.target, str):
+        return _says(problem, "target", problem.target, "give the reply as a text, or None")
+    if not isinstance(problem.meta, dict):
+        return _says(problem, "meta", problem.meta, "give a dict, {} for nothing")
+    return _wrong_answer(problem)
+
+
+_TEXTS = {"id": "7", "task": "cats", "question": "How many cats?"}
+
+
+def _wrong_images(problem: Problem) -> tuple[str, str] | None:
+    images: Any = problem.images
+    if hasattr(images, "sizes"):  # of a data file: checked when it was read, decoded when it is taken
+        return None
+    if isinstance(images, Image.Image):
+        return _says(problem, "images", images, "put the picture into a tuple: images=(picture,)")
+    if not isinstance(images, list | tuple):
+        return _says(problem, "images", images, _PICTURE_FIX.get(type(images).__name__, _PICTURES))
+    for i, image in enumerate(images):
+        if not isinstance(image, Image.Image):
+            fix = _PICTURE_FIX.get(type(image).__name__, _PICTURES)
+            return _says(problem, f"images[{i}]", image, fix)
+    return None
+
+
+_PICTURES = "give a tuple of PIL pictures, () for none"
+_PICTURE_FIX = {
+    "str": 'open it: images=(PIL.Image.open("cat.png").convert("RGB"),)',
+    "PosixPath": 'open it: images=(PIL.Image.open(path).convert("RGB"),)',
+    "WindowsPath": 'open it: images=(PIL.Image.open(path).convert("RGB"),)',
+    "ndarray": "make it a picture: images=(PIL.Image.fromarray(array),)",
+    "Tensor": "make it a picture: images=(PIL.Image.fromarray(array),)",
+}
+
+
+def _wrong_answer(problem: Problem) -> tuple[str, str] | None:
+    """(what, fix) where the answer does not fit the kind, or has no picture to refer to."""
+    answer: Any = problem.answer
+    fits = {
+        "box": lambda: box_from(answer) is not None,
+        "objects": lambda: isinstance(answer, list | tuple) and all(map(_is_thing, answer)),
+        "number": lambda: finite(_numeral(answer)) is not None,
+        "choice": lambda: isinstance(answer, str) and read_choice(answer) is not None,
+        "text": lambda: (isinstance(answer, str) and bool(answer.strip())) or finite(answer) is not None,
+    }
+    if not fits[problem.kind]():
+        what, fix = _says(problem, "answer", answer, _ANSWERS[problem.kind])
+        return f"{what}, which does not fit kind {problem.kind!r}", fix
+    if problem.kind in ("box", "objects"):
+        count = len(picture_sizes(problem))
+        if not count:
+            return _says(problem, "images", problem.images, f"give the picture that the {problem.kind} is in")
+        which: Any = problem.meta.get("box_image", 0)
+        if not isinstance(which, int) or isinstance(which, bool) or not 0 <= which < count:
+            return _says(problem, 'meta["box_image"]', which, f"give a picture's place, 0 to {count - 1}")
+    return None
+
+
+_ANSWERS = {
+    "box": "give four plain numbers, (x1, y1, x2, y2) in pixels",
+    "objects": 'give a list of {"bbox_2d": [x1, y1, x2, y2], "label": "cat"}',
+    "number": "give one finite plain number",
+    "choice": 'give one letter, for example "B"',
+    "text": "give a text that is not empty",
+}
+
+
+def _numeral(answer: Any) -> Any:
+    """A number that is written as a text ("3") as that number; anything else as it is."""
+    try:
+        return float(answer) if isinstance(answer, str) else answer
+    except ValueError:
+        return answer
+
+
+def _is_thing(thing: Any) -> bool:
+    return (
+        isinstance(thing, dict)
+        and box_from(thing.get("bbox_2d")) is not None
+        and isinstance(thing.get("label"), str)
+    )
+
+
+def _says(problem: Problem, field: str, value: Any, fix: str) -> tuple[str, str]:
+    """What the field is and whose, for example ("(id '7') answer is the str 'x'", fix)."""
+    try:
+        seen = "None" if value is None else " ".join(f"the {type(value).__name__} {value!r}".split())
+    except Exception:  # a __repr__ of the user's
+        seen = f"a {type(value).__name__}"
+    own = "" if field == "id" else f"(id {problem.id!r}) "
+    return f"{own}{field} is {seen[:80]}{'…' if len(seen) > 80 else ''}", fix
 
 
 def _in_pieces(task: Task, n: int) -> Iterator[Problem]:

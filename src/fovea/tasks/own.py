@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fovea.tasks.check import chance_of_problems, check_task
+from fovea.tasks.check import chance_of_problems, check_task, wrong_field
 from fovea.tasks.data import EVERY
 from fovea.types import AnswerKind, Problem, Task, UserError
 
@@ -101,6 +101,9 @@ def problem_list(name: str, problems: Sequence[Problem]) -> ProblemList:
             raise UserError(
                 f"{name}, problem {i}: it is a {type(problem).__name__}, not a fovea.Problem; make it one."
             )
+        wrong = wrong_field(problem)  # before anything that relies on the types
+        if wrong is not None:
+            raise UserError(f"{name}, problem {i}: {wrong[0]}; {wrong[1]}.")
     chance = chance_of_problems(problems)
     whole = ProblemList(name=name, problems=tuple(problems), shuffle=False, chance=chance)
     _refuse_findings(whole, len(problems))
