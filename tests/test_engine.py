@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import (, different_problems, loud_policy
+from conftest import (
     assert_gradients_close,
     assert_log_probs_close,
     different_problems,

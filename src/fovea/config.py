@@ -118,7 +118,8 @@ class AlgorithmSection(Section):
     kl_ratio: bool | None = Field(default=None, description="weigh the KL in the loss by the ratio")
     old_log_probs: Literal["sampled", "recomputed"] | None = Field(
         default=None,
-        description="old log-probs: the engine's, or computed again before the first update; default in bfloat16: recomputed",
+        description="old log-probs: the engine's, or computed again before the first update; default: sampled, in "
+        "bfloat16 recomputed",
     )
     correction: (
         Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
