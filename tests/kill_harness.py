@@ -262,7 +262,7 @@ def everything(folder: Path, *overrides: str) -> Run:
 
 
 def lora(folder: Path) -> Run:
-    """An adapter in bfloat16 over float32 masters, groups drawn anew: the reference is the base with the adapter off."""
+    """An adapter in bfloat16 over float32 masters, groups drawn anew; the reference is the base."""
     changed = ["algorithm.name=dapo", "algorithm.replay=0", "dtype=bfloat16"]
     return everything(folder, "finetune={mode: lora, rank: 4, targets: [text, vision]}", *changed)
 

@@ -163,10 +163,10 @@ def test_the_page_of_keys_is_that_of_the_code() -> None:
 
 HEAD = """# All keys of a recipe
 
-A recipe is a YAML file of the few keys that differ from these defaults (see `src/fovea/recipes/quickstart.yaml`); any key can be given on
-the command line (`fovea train quickstart steps=10 optimizer.learning_rate=1e-5`) and to `fovea.train` (`steps=10`,
-`optimizer={"learning_rate": 1e-5}`). Where an algorithm's key is `null` the value is that of the named algorithm
-([algorithms](algorithms/README.md)). This page is written by a test from the code.
+A recipe is a YAML file of the few keys that differ from these defaults (see `src/fovea/recipes/quickstart.yaml`);
+any key can be given on the command line (`fovea train quickstart steps=10 optimizer.learning_rate=1e-5`) and to
+`fovea.train` (`steps=10`, `optimizer={"learning_rate": 1e-5}`). Where an algorithm's key is `null` the value is that
+of the named algorithm ([algorithms](algorithms/README.md)). This page is written by a test from the code.
 """
 
 

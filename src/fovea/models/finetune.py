@@ -118,7 +118,7 @@ def add_adapter(
         adapter = get_peft_model(model, config)
     adapter.eval()
     trained = {part_of(family, name) for name, p in model.named_parameters() if p.requires_grad}
-    if frozen := sorted(trained & set(freeze)):
+    if frozen := sorted(part for part in trained if part in freeze and part is not None):
         raise UserError(
             f"freeze={frozen[0]}, but the adapter trains layers of {frozen[0]}; leave the part out of freeze, or use "
             "an adapter of other layers."
