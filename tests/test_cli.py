@@ -243,7 +243,8 @@ def test_without_json_the_run_is_told_in_plain_lines(capsys, recipe):
     code, out, err = run(capsys, "train", str(recipe), f"run_dir={recipe.parent / 'told'}", "steps=1")
     assert (code, err) == (0, "")
     assert "step 1/1" in out
-    assert "report " in out.splitlines()[-1]
+    assert out.splitlines()[-2].startswith("report ")
+    assert out.splitlines()[-1].startswith("look closer: fovea view ")
     # A wrong model is found out before a run folder is made.
     nowhere = recipe.parent / "nowhere"
     refused(capsys, "train", str(recipe), f"run_dir={nowhere}", "model=none")

@@ -373,7 +373,14 @@ def test_a_signal_saves_and_says_how_to_go_on(
 
 def test_nonfinite_steps_are_counted_and_end_the_run(model: Path, tmp_path: Path) -> None:
     """A learning rate that destroys the weights: no step is done with them, and the run ends by its limit."""
-    run = short(model, tmp_path / "r", "optimizer.learning_rate=1e20", "steps=30", "max_nonfinite=3")
+    run = short(
+        model,
+        tmp_path / "r",
+        "optimizer.learning_rate=1e20",
+        "steps=30",
+        "max_nonfinite=3",
+        "evaluation.every=0",
+    )
     with pytest.raises(RunFailed, match="not finite in 3 steps in a row"):
         train(run)
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
