@@ -91,8 +91,14 @@ def test_sft_learns_its_replies_and_its_checkpoint_is_the_model(folder: Path, tm
     saved = checkpoints.newest(tmp_path / "sft")
     assert saved is not None
     assert saved.name == "step_8"
-    assert {path.name for path in saved.parent.glob("step_*")} == {"step_1", "step_4", "step_8"}  # 1: the best
-    assert checkpoints.read(saved).logs["metrics.jsonl"] == (tmp_path / "sft" / "metrics.jsonl").stat().st_size
+    assert {path.name for path in saved.parent.glob("step_*")} == {
+        "step_1",
+        "step_4",
+        "step_8",
+    }  # 1: the best
+    assert (
+        checkpoints.read(saved).logs["metrics.jsonl"] == (tmp_path / "sft" / "metrics.jsonl").stat().st_size
+    )
     weights = load_file(saved / "model" / "model.safetensors")
     before = load_file(folder / "model.safetensors")
     assert weights.keys() == before.keys()
