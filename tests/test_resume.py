@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import loud_policy
-from kill_harness import differences
+from kill_harness import differences, everything, lora
 from safetensors.torch import load_file, save_file
 
 from fovea import checkpoints
 from fovea.config import Run, load_run
 from fovea.runlog import RunLog, write_json
-from fovea.training import resume, train
+from fovea.training import Stopped, resume, train
 from fovea.training.stopping import best_of, no_longer_rises
 from fovea.types import Problem, RunFailed, UserError
 
@@ -317,8 +318,10 @@ def test_other_problems_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         train(run, [Failing(2, ZeroDivisionError())])
     data.write_text("".join(json.dumps(line | {"answer": "y"}) + "\n" for line in lines))
+    logged = (tmp_path / "r" / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"training problems are not those that .* began with"):
         resume(tmp_path / "r")
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == logged  # what is refused loses nothing
 
 
 def test_checkpoints_that_are_gone_are_said(model: Path, tmp_path: Path) -> None:
@@ -385,6 +388,32 @@ def test_nonfinite_steps_are_counted_and_end_the_run(model: Path, tmp_path: Path
         train(run)
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("nonfinite", 0) for line in lines[-3:]] == [1, 1, 1]
+
+
+def test_a_signal_while_an_evaluation_is_written_loses_nothing(
+    model: Path, whole: Path, tmp_path: Path
+) -> None:
+    class Asking(Failing):
+        def evaluation(self, record: dict[str, Any]) -> None:
+            if record["phase"] == "during":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match="Stopped by SIGTERM after step 2"):
+        train(short(model, tmp_path / "r"), [Asking(-1, ValueError())])
+    assert (tmp_path / "r" / "checkpoints" / "best.json").exists()
+    resume(tmp_path / "r")
+    assert list(differences(whole, tmp_path / "r")) == []
+
+
+@pytest.mark.parametrize("kind", [everything, lora])
+def test_all_that_remembers_goes_on(kind: Callable[[Path], Run], tmp_path: Path) -> None:
+    """Replay, a moving reference, an audit, mini-batches, an adapter with masters: without a kill, so in seconds."""
+    run = kind(tmp_path).model_copy(update={"steps": 4})
+    train(run.model_copy(update={"run_dir": str(tmp_path / "whole")}))
+    with pytest.raises(ZeroDivisionError):
+        train(run.model_copy(update={"run_dir": str(tmp_path / "r")}), [Failing(3, ZeroDivisionError())])
+    resume(tmp_path / "r")
+    assert list(differences(tmp_path / "whole", tmp_path / "r")) == []
 
 
 def test_state_holds_arrays_anywhere(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fovea.runlog import REWARD_JOURNAL, RunLog, check_run_folder, run_folder
 from fovea.training.bad_samples import BadSamples, largest_prompts
 from fovea.training.optim import make_optimizer
 from fovea.training.preflight import check_memory
-from fovea.training.problems import Tasks, fingerprint, first_of_each_kind, instruction_of, open_tasks
+from fovea.training.problems import Tasks, fingerprints, first_of_each_kind, instruction_of, open_tasks
 from fovea.training.setup import Session, Stateful
 from fovea.types import Observer, Sampling, UserError
 
@@ -75,8 +75,6 @@ def open_session(
         replay = make_replay(run.algorithm)
         watch = Watch(audits=run.audits, expected=run.prompts * run.group)
         parts: dict[str, Stateful] = {"watch": watch} | ({} if replay is None else {"replay": replay})
-        if run.deterministic:
-            torch.use_deterministic_algorithms(True)
         session = Session(
             run=run,
             policy=policy,
@@ -93,11 +91,7 @@ def open_session(
             log=log,
             bad=BadSamples.of(run, log),
             scorer=scorer,
-            problems={
-                "training": fingerprint(task),
-                "validation": fingerprint(validation),
-                "held-out": fingerprint(held_out),
-            },
+            problems=fingerprints(task, validation, held_out),
             watch=watch,
             observers=(log, *observers),
             reference=reference,
@@ -142,7 +136,10 @@ def _refuse_idle(run: Run, beta: float) -> None:
 
 
 def _find_saved(log: RunLog) -> checkpoints.Saved | None:
-    """The newest whole checkpoint, the logs cut back to it; without one everything starts again from step 0."""
+    """The newest whole checkpoint that the logs reach; without one everything starts again from step 0.
+
+    The logs are cut back by `Session.begin` alone, when nothing can be refused any more.
+    """
     saved, passed = checkpoints.newest_whole(log.folder, lambda found: log.check(found.logs))
     if saved is None and passed:
         why = next(iter(passed.values()))
@@ -158,7 +155,6 @@ def _find_saved(log: RunLog) -> checkpoints.Saved | None:
     for folder in passed:
         checkpoints.set_aside(folder)
     log.notes.extend(passed.values())
-    log.truncate({} if saved is None else saved.logs)
     return saved
 
 

@@ -93,6 +93,18 @@ def fingerprint(task: Task) -> str:
     return found.hexdigest()
 
 
+def fingerprints(training: Task, validation: Task, held_out: Task) -> dict[str, str]:
+    """The `fingerprint` of each by name; a task that has two parts is read once."""
+    found = {
+        id(task): fingerprint(task) for task in {id(t): t for t in (training, validation, held_out)}.values()
+    }
+    return {
+        "training": found[id(training)],
+        "validation": found[id(validation)],
+        "held-out": found[id(held_out)],
+    }
+
+
 def first_of_each_kind(task: Task) -> list[Problem]:
     """The first problem of each kind of answer, to check rewards against."""
     first: dict[AnswerKind, Problem] = {}

@@ -101,6 +101,8 @@ class Session:
     _saved: int | None = None
 
     def __enter__(self) -> Session:
+        if self.run.deterministic:
+            torch.use_deterministic_algorithms(True)
         return self
 
     def __exit__(
@@ -114,7 +116,7 @@ class Session:
     # ---------------------------------------------------------------- state
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides weights, optimizer and random generators."""
+        """What a checkpoint needs besides weights, optimizer and the reference."""
         return {
             "problems": dict(self.problems),
             "cursor": self.cursor,
@@ -134,7 +136,8 @@ class Session:
         self._boundary, self._logged = self.state(), self.log.offsets()
 
     def begin(self, saved: checkpoints.Saved | None, resume: bool) -> None:
-        """Put back what was saved, and tell the observers."""
+        """Put back what was saved, cut the logs back to it, and tell the observers. Raises UserError before anything of
+        the run folder is touched."""
         asked = {"rewards": dict(self.rewards), "instruction": self.instruction}
         described = describe_run(self.run) | asked | {"reward_functions": self.scorer.describe()}
         if saved is not None:
@@ -158,6 +161,7 @@ class Session:
         else:
             checkpoints.seed_random(self.run.seed)
         if resume:
+            self.log.truncate({} if saved is None else saved.logs)
             described = self.log.resumed(described, self.done)
         if self.log.notes:
             described["notes"] = list(self.log.notes)
