@@ -274,13 +274,15 @@ class Drawing:
 
     name, kind, chance, size = "drawing", "text", 0.0, None
 
-    def __init__(self, fail_at: int | None = None) -> None:
-        self.fail_at = fail_at
+    def __init__(
+        self, fail_at: int | None = None, error: Exception = RunFailed("the camera is gone.")
+    ) -> None:
+        self.fail_at, self.error = fail_at, error
 
     def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
         random.random()
         if self.fail_at is not None and cursor >= self.fail_at:
-            raise RunFailed("the camera is gone.")
+            raise self.error
         made = [
             Problem(id=str(i), task="drawing", images=(), question="?", answer="a", kind="text", target="a b")
             for i in range(cursor, cursor + n)
@@ -308,6 +310,17 @@ def test_a_step_that_fails_is_saved_as_it_began(model: Path, tmp_path: Path) -> 
         seen.append(newest.state["random"]["python"]["numbers"].tolist())
     assert list(differences(tmp_path / "whole", tmp_path / "failed")) == []
     assert seen[0] == seen[1]
+
+
+def test_a_bad_sample_that_was_mended_leaves_no_line(model: Path, tmp_path: Path) -> None:
+    """What the failed step logged is not part of the step before it."""
+    folder, held = tmp_path / "r", Drawing()
+    run = short(model, folder, "evaluation.every=0", "save_every=0", "task=drawing")
+    with pytest.raises(UserError, match=r"the picture is torn.*Step 2 is saved"):
+        train(run, tasks=(Drawing(4, UserError("the picture is torn.")), held, held))
+    assert len((folder / "bad_samples.jsonl").read_text().splitlines()) == 1
+    resume(folder, tasks=(Drawing(), held, held))
+    assert not (folder / "bad_samples.jsonl").exists()
 
 
 def test_other_problems_are_refused(model: Path, tmp_path: Path) -> None:

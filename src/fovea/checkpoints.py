@@ -291,7 +291,7 @@ def _join(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 def random_state() -> dict[str, Any]:
     """The global generators. Fovea draws from none of them; rewards, tasks and environments of users may."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     devices = [s.numpy() for s in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
     return {
         "python": {"version": version, "numbers": np.array(numbers, np.uint32), "gauss": gauss},

@@ -164,8 +164,8 @@ def embed(model: Any, token_ids: Tensor, image_mask: Tensor, images: ImageFeatur
     """Token embeddings with picture features put in their places. token_ids [1, N] -> [1, N, width]."""
     embeds = model.get_input_embeddings()(token_ids)
     if images is None:
-        return embeds  # type: ignore[no-any-return]
-    return embeds.masked_scatter(image_mask[..., None], images.features.to(embeds.dtype))  # type: ignore[no-any-return]
+        return embeds
+    return embeds.masked_scatter(image_mask[..., None], images.features.to(embeds.dtype))
 
 
 # ---------------------------------------------------------------- the language model
@@ -185,7 +185,7 @@ def run_text(family: Family, model: Any, inputs: Mapping[str, Any], positions: T
         use_cache=False,
         shared_prefix=plan,
     )
-    return out.last_hidden_state[0]  # type: ignore[no-any-return]
+    return out.last_hidden_state[0]
 
 
 def plain_positions(model: Any, rendered: Rendered) -> Tensor:

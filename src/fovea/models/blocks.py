@@ -62,7 +62,7 @@ def attend_block(
     """
     if q.device.type == "cpu" and _CPU_KERNELS:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return kernel(q, k, v, 0.0, causal, attn_mask=_everywhere(mask, q, k), scale=scale)  # type: ignore[no-any-return]
+        return kernel(q, k, v, 0.0, causal, attn_mask=_everywhere(mask, q, k), scale=scale)
     return explicit_block(q, k, v, scale, causal=causal, mask=mask)
 
 
@@ -73,7 +73,7 @@ def block_backward(
     if block.q.device.type == "cpu" and _CPU_KERNELS:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         whole = _everywhere(mask, block.q, block.k)
-        return kernel(*block, 0.0, causal, attn_mask=whole, scale=scale)  # type: ignore[no-any-return]
+        return kernel(*block, 0.0, causal, attn_mask=whole, scale=scale)
     return explicit_block_backward(block, scale, causal=causal, mask=mask)
 
 

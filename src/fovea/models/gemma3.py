@@ -26,7 +26,7 @@ from fovea.models.rendering import render_chat
 
 
 def matches(config: Any) -> bool:
-    return config.model_type == "gemma3"  # type: ignore[no-any-return]
+    return config.model_type == "gemma3"
 
 
 def render(processor: Any, images: Sequence[Image.Image], text: str) -> Rendered:
@@ -67,7 +67,7 @@ def text_model(model: Any) -> Any:
 
 
 def lm_head(model: Any) -> torch.nn.Linear:
-    return model.lm_head  # type: ignore[no-any-return]
+    return model.lm_head
 
 
 FAMILY = Family(

@@ -22,7 +22,7 @@ from fovea.models.resolution import cap_edge
 
 
 def matches(config: Any) -> bool:
-    return config.model_type == "idefics3"  # type: ignore[no-any-return]
+    return config.model_type == "idefics3"
 
 
 def render(processor: Any, images: Sequence[Image.Image], text: str) -> Rendered:
@@ -71,7 +71,7 @@ def text_model(model: Any) -> Any:
 
 
 def lm_head(model: Any) -> torch.nn.Linear:
-    return model.lm_head  # type: ignore[no-any-return]
+    return model.lm_head
 
 
 FAMILY = Family(

@@ -15,7 +15,7 @@ from fovea.models.resolution import cap_tiles
 
 
 def matches(config: Any) -> bool:
-    return config.model_type == "internvl"  # type: ignore[no-any-return]
+    return config.model_type == "internvl"
 
 
 def render(processor: Any, images: Sequence[Image.Image], text: str) -> Rendered:
@@ -51,7 +51,7 @@ def text_model(model: Any) -> Any:
 
 
 def lm_head(model: Any) -> torch.nn.Linear:
-    return model.lm_head  # type: ignore[no-any-return]
+    return model.lm_head
 
 
 FAMILY = Family(

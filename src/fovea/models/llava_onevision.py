@@ -17,7 +17,7 @@ from fovea.models.resolution import cap_canvases
 
 
 def matches(config: Any) -> bool:
-    return config.model_type == "llava_onevision"  # type: ignore[no-any-return]
+    return config.model_type == "llava_onevision"
 
 
 def render(processor: Any, images: Sequence[Image.Image], text: str) -> Rendered:
@@ -78,7 +78,7 @@ def text_model(model: Any) -> Any:
 
 
 def lm_head(model: Any) -> torch.nn.Linear:
-    return model.lm_head  # type: ignore[no-any-return]
+    return model.lm_head
 
 
 FAMILY = Family(

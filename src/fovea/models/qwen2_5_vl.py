@@ -15,7 +15,7 @@ from fovea.models.resolution import cap_grid
 
 
 def matches(config: Any) -> bool:
-    return config.model_type == "qwen2_5_vl"  # type: ignore[no-any-return]
+    return config.model_type == "qwen2_5_vl"
 
 
 def encode_images(model: Any, media: Mapping[str, Tensor]) -> ImageFeatures:
@@ -42,7 +42,7 @@ def text_model(model: Any) -> Any:
 
 
 def lm_head(model: Any) -> torch.nn.Linear:
-    return model.lm_head  # type: ignore[no-any-return]
+    return model.lm_head
 
 
 FAMILY = Family(

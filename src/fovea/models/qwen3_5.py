@@ -17,11 +17,11 @@ from fovea.models.resolution import cap_grid
 
 
 def matches(config: Any) -> bool:
-    return config.model_type == "qwen3_5"  # type: ignore[no-any-return]
+    return config.model_type == "qwen3_5"
 
 
 def matches_moe(config: Any) -> bool:
-    return config.model_type == "qwen3_5_moe"  # type: ignore[no-any-return]
+    return config.model_type == "qwen3_5_moe"
 
 
 def encode_images(model: Any, media: Mapping[str, Tensor]) -> ImageFeatures:
@@ -40,7 +40,7 @@ def text_model(model: Any) -> Any:
 
 
 def lm_head(model: Any) -> torch.nn.Linear:
-    return model.lm_head  # type: ignore[no-any-return]
+    return model.lm_head
 
 
 def recurrent_layers(model: Any) -> Sequence[torch.nn.Module]:

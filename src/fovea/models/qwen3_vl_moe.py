@@ -13,7 +13,7 @@ from fovea.models import qwen3_vl
 
 
 def matches(config: Any) -> bool:
-    return config.model_type == "qwen3_vl_moe"  # type: ignore[no-any-return]
+    return config.model_type == "qwen3_vl_moe"
 
 
 FAMILY = replace(qwen3_vl.FAMILY, name="qwen3_vl_moe", matches=matches)

@@ -62,7 +62,7 @@ def positions(model: Any, rendered: Rendered) -> Tensor:
         mm_token_type_ids=rendered.image_mask.long()[None],
         image_grid_thw=rendered.pictures.media["image_grid_thw"],
     )
-    return found[:, 0]  # type: ignore[no-any-return]
+    return found[:, 0]
 
 
 def vision_lengths(grids: Tensor) -> list[int]:

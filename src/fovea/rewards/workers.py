@@ -76,7 +76,7 @@ class Worker:
         if isinstance(result, Fault):
             raised = "raised " * (result.kind == "raised")
             raise RunFailed(f"The worker of reward {name!r} {raised}{_said(result)}.")
-        return result  # type: ignore[no-any-return]
+        return result
 
     def start(self) -> None:
         """Start the process and load every function, unless that is done. Raises UserError if one does not load."""
