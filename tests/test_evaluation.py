@@ -22,7 +22,8 @@ from fovea.outcomes import Outcome, Swapped, compare, read_outcomes, summarize, 
 from fovea.rewards import correct
 from fovea.statistics import proportion
 from fovea.tasks import open_task
-from fovea.training.update import make_optimizer, sft_update
+from fovea.training.optim import make_optimizer
+from fovea.training.update import sft_update
 from fovea.types import Problem, Sampling, UserError
 
 

@@ -21,7 +21,8 @@ from fovea.models.shared_prefix import score
 from fovea.rewards import weigh
 from fovea.rollouts import to_samples
 from fovea.tasks import open_task
-from fovea.training.update import make_optimizer, update
+from fovea.training.optim import make_optimizer
+from fovea.training.update import update
 from fovea.types import Completion, Group, Sampling
 
 FILE = Path(__file__).parent / "golden" / "ten_steps.json"

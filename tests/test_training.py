@@ -21,7 +21,8 @@ from fovea.models.shared_prefix import score
 from fovea.rollouts import rollout_metrics, to_samples
 from fovea.runlog import RunLog
 from fovea.training import train
-from fovea.training.update import learning_rate, make_optimizer, update
+from fovea.training.optim import learning_rate, make_optimizer
+from fovea.training.update import update
 from fovea.types import Completion, Group, Problem, Sampling, UserError
 
 

@@ -22,7 +22,8 @@ from fovea.models.construct import random_policy_parts
 from fovea.models.kept import keeping
 from fovea.models.policy import make_policy
 from fovea.rollouts import rollout_metrics, to_samples
-from fovea.training.update import make_optimizer, update
+from fovea.training.optim import make_optimizer
+from fovea.training.update import update
 from fovea.types import Group, Problem
 
 LEARNING_RATE = 1e-5

@@ -33,7 +33,6 @@ from fovea.models import Policy, Prompt, backward, score
 from fovea.models.shared_prefix import Loss, Row
 from fovea.rollouts import minibatches
 from fovea.training.optim import clip_gradients, learning_rate, set_learning_rate
-from fovea.training.optim import make_optimizer as make_optimizer  # its old place
 from fovea.types import LossTerm, Sample, Sampling
 
 Variants = Mapping[str, Callable[[Prompt], Prompt]]
