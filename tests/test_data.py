@@ -23,7 +23,8 @@ from fovea.tasks import open_data
 from fovea.tasks.data import read_data
 from fovea.tasks.jsonl import read_lines
 from fovea.tasks.pictures import CACHE, BadPicture, FileRef, decode, read_size, verify
-from fovea.tasks.records import BadLine, read_record, without_placeholders
+from fovea.tasks.kinds import BadLine
+from fovea.tasks.records import read_record, without_placeholders
 from fovea.types import Problem, UserError, picture_sizes
 
 FUZZ = int(os.environ.get("FOVEA_FUZZ", "150"))
@@ -120,7 +121,7 @@ def test_boxes_refer_to_the_upright_picture(tmp_path: Path) -> None:
         (good(answer=[-2, 10, 50, 40]), "outside its picture"),
         (good(answer=[100, 100, 500, 400]), "say in which frame"),
         (good(answer=[0.1, 0.1, 1.2, 0.4], frame="unit"), "outside its picture"),
-        (good(frame="resized"), '"frame" "resized" is unknown'),
+        (good(frame="resized"), '"frame" "resized" needs the size'),
         (good(image=["a.png", "a.png"]), "say which one it belongs to"),
         (good(image=["a.png", "a.png"], box_image=2), '"box_image" is 2'),
         (good(anwser=3), 'unknown key "anwser"'),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fovea.api import Result, evaluate, resume, train
+    from fovea.checkpoint_curve import evaluate_checkpoints
     from fovea.config import Run, load_run
     from fovea.types import Observer, Problem, RunFailed, Task, UserError
 
@@ -24,6 +25,7 @@ _WHERE = {
     "train": "api",
     "resume": "api",
     "evaluate": "api",
+    "evaluate_checkpoints": "checkpoint_curve",
     "Result": "api",
     "Run": "config",
     "load_run": "config",
@@ -44,6 +46,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "evaluate_checkpoints",
     "load_run",
     "resume",
     "train",

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from fovea.config import Run, apply_override, explain, load_run
 from fovea.outcomes import Outcome
-from fovea.rewards import REWARDS
+from fovea.rewards import REWARDS, with_compat
 from fovea.rewards.functions import is_reference
 from fovea.runlog import newest_model, read_run, run_folder, to_json
 from fovea.runlog.plain import jsonable
@@ -192,46 +192,55 @@ def evaluate(
         if not isinstance(task, str):
             values |= {"data": None, "validation_data": None}
     run = run_to_evaluate(str(model_or_run), as_overrides(values))
-    own: Task | None = None
-    if isinstance(listed := _listed(task), list):
-        own = problem_list(run.task, listed)
-    elif listed is not None:
-        own = check_own_task(task)
-    record, found = measure(run, own)
+    record, found = measure(run, own_task(task))
     if outcomes is not None:
         outcomes.extend(found)
     return record
 
 
+def own_task(task: OwnTask | None) -> Task | None:
+    """A list of problems or an object of the user's as a task; None for none and for a name. Raises UserError."""
+    listed = _listed(task)
+    if isinstance(listed, list):
+        return problem_list(_name_of(task), listed)
+    return None if listed is None else check_own_task(task)
+
+
 # --- what the command line shares ------------------------------------------------------------------------------
 
 
-def measure(run: Run, task: Task | None = None) -> tuple[dict[str, Any], list[Outcome]]:
-    """(record, outcome a problem) of a run's model on its held-out problems, or on those of `task`."""
-    from fovea.evaluation import evaluate as do
-    from fovea.training.problems import INSTRUCTIONS, at_most, open_for_evaluation
+def measure(
+    run: Run, task: Task | None = None, *, model: Any = None, split: str | None = None
+) -> tuple[dict[str, Any], list[Outcome]]:
+    """(record, outcome a problem) of a run's model on its held-out problems, or on those of `task`.
 
-    built_in = task is None and run.data is None
-    if task is None:
-        policy, engine, task, instruction = open_for_evaluation(run)
-    else:  # a name that can be opened; its problems are not looked at
-        named = run.model_copy(update={"task": Run().task, "data": None})
-        policy, engine, _, instruction = open_for_evaluation(named)
-        if run.instruction is None and isinstance(task, ProblemList):  # asked as `train` asks it
-            instruction = INSTRUCTIONS.get(task.kind)
-    split = run.evaluation.split if built_in else "all lines" if run.data is not None else "own"
+    `model`: (policy, engine) of `training.problems.open_model(run)`, to measure one model on several tasks; `split`:
+    what the record calls the problems.
+    """
+    from fovea.evaluation import evaluate as do
+    from fovea.training.problems import INSTRUCTIONS, at_most, instruction_of, open_model, open_to_measure
+
+    if split is None:
+        split = "all lines" if run.data is not None else "own" if task is not None else run.evaluation.split
+    task = open_to_measure(run) if task is None else task
+    n = at_most(run.evaluation.n, task)
+    instruction = instruction_of(run, task)
+    if run.instruction is None and isinstance(task, ProblemList):  # asked as `train` asks it
+        instruction = INSTRUCTIONS.get(task.kind)
+    policy, engine = open_model(run) if model is None else model
     outcomes: list[Outcome] = []
     record = do(
         policy,
         engine,
         task,
-        at_most(run.evaluation.n, task),
+        n,
         seed=run.seed,
         max_new_tokens=run.sampling.max_new_tokens,
         instruction=instruction,
         samples=run.evaluation.samples,
         temperature=run.sampling.temperature,
         rewards=[name for name in run.rewards if name in REWARDS] or None,  # not the user's functions
+        options=with_compat(REWARDS, run.reward_options, run.compat),
         outcomes=outcomes,
     )
     return {"model": run.model, "split": split, "seed": run.seed} | record, outcomes
@@ -249,6 +258,7 @@ def run_to_evaluate(model_or_run: str, changes: Sequence[str]) -> Run:
         trained_on, values["data"] = values["data"], values["validation_data"]
     if any(change.startswith(("task=", "data=")) for change in changes):
         values["rewards"] = {}  # of the run's own kind of answer
+        values["data"] = None  # a task that is named is meant, not the run's file
     for change in changes:
         apply_override(values, change)
     if trained_on and values["data"] is None and not any(change.startswith("task=") for change in changes):

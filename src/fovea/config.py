@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,7 +156,9 @@ class EvaluationSection(Section):
     """How often and how much the held-out split is measured."""
 
     every: int = Field(default=0, ge=0, description="steps between evaluations; 0: only before and after")
-    n: int = Field(default=512, ge=1, description="held-out problems before and after")
+    n: int | Literal["all"] = Field(
+        default=512, description="held-out problems before and after; all: as many as there are"
+    )
     during: int = Field(default=128, ge=1, description="validation problems in the evaluations on the way")
     split: Literal["validation", "test"] = Field(
         default="test", description="split of the evaluation before and after"
@@ -172,6 +175,76 @@ class EvaluationSection(Section):
         description="evaluations on the way without a rise of metric after which the run ends; 0: never",
     )
 
+    @field_validator("n", mode="before")
+    @classmethod
+    def _a_number_or_all(cls, value: Any) -> Any:
+        """One sentence for both of its types."""
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf and value == int(value)
+        if value != "all" and not whole:
+            raise ValueError("write a whole number, 1 or more, or all")
+        return value
+
+
+class ProblemsSection(Section):
+    """How files of annotations become problems, and what a whole file declares (`fovea.tasks.sources`)."""
+
+    ask: Literal["ovd", "rec", "count"] = Field(
+        default="ovd", description="of COCO files: every box of some categories, the one box, or how many"
+    )
+    question: str | None = Field(
+        default=None,
+        description="of COCO and RefCOCO files: the question's words around {targets} (ovd), {query} (rec) or "
+        "{category} (count); default: VLM-R1's",
+    )
+    negatives: tuple[int, int] = Field(
+        default=(1, 3), description="ovd: absent categories among those asked, least and most"
+    )
+    empty: float = Field(
+        default=0.0, ge=0, le=1, description="ovd, count: share of the pictures asked for what is not there"
+    )
+    max_boxes: int | None = Field(
+        default=None, ge=1, description="a category with more boxes in a picture is not asked there"
+    )
+    min_area: float = Field(
+        default=0.0, ge=0, description="a category with a smaller box (square pixels) is not asked there"
+    )
+    crowds: Literal["leave_out", "keep"] = Field(
+        default="leave_out",
+        description="ovd: a category with a crowd box is not asked, or its crowd is marked",
+    )
+    instances: str | None = Field(
+        default=None,
+        description="COCO file that RefCOCO's refs point into; default: instances.json beside it",
+    )
+    kind: Literal["box", "text", "number", "choice", "objects", "math"] | None = Field(
+        default=None, description="kind of answer of lines that declare none"
+    )
+    frame: Literal["pixels", "resized", "thousandths", "unit"] | None = Field(
+        default=None, description="how boxes are written in lines that declare nothing; default: pixels"
+    )
+    resized: tuple[int, int] | None = Field(
+        default=None, description="width and height that boxes with frame resized refer to"
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        description="of the categories that are drawn: the same problems whatever the run's seed",
+    )
+
+    @field_validator("negatives")
+    @classmethod
+    def _a_range(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] <= value[1]:
+            raise ValueError("write [least, most], for example [1, 3]")
+        return value
+
+    @field_validator("resized")
+    @classmethod
+    def _a_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and min(value) < 1:
+            raise ValueError("write [width, height] in pixels")
+        return value
+
 
 class Run(Section):
     """Everything that decides a run. `run.json` holds it whole; equal runs write equal logs, times aside."""
@@ -183,12 +256,15 @@ class Run(Section):
     task: str = Field(
         default="digits/locate", description="a name from `fovea tasks list`; ignored when data is given"
     )
-    data: str | None = Field(default=None, description="a JSONL file of problems")
-    validation_data: str | None = Field(
-        default=None, description="held-out JSONL; default: every 10th line of data"
+    data: str | tuple[str, ...] | None = Field(
+        default=None, description="a file or folder of problems, or a list of them (docs/data.md)"
     )
-    images: str | None = Field(
-        default=None, description="folder that relative picture paths in data start from"
+    validation_data: str | tuple[str, ...] | None = Field(
+        default=None, description="held-out file or list; default: every 10th line of data"
+    )
+    images: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="folder that relative picture paths in data start from, or one for each file",
     )
     model: str = Field(
         default="fovea-tiny", description="'fovea-tiny', a folder, or a hub name (with download=true)"
@@ -220,12 +296,23 @@ class Run(Section):
         description="largest picture after the resize (all its tiles together); default: the processor's",
     )
     instruction: str | None = Field(
-        default=None, description="text appended to every question; default: the task's own"
+        default=None,
+        description="text appended to every question, or put around its {question}, or a name: plain, think, "
+        "think_json, think_first; default: the task's own",
     )
     rewards: dict[str, float] = Field(
         default_factory=dict,
         description="reward name (built in, path/file.py:function or package.module:function) to weight; empty: the "
         "task's own",
+    )
+    reward_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="built-in reward to its options (`fovea score --list`): reward_options.cosine.max_tokens=512",
+    )
+    compat: Literal["vlm_r1"] | None = Field(
+        default=None,
+        description="vlm_r1: every reward as VLM-R1's code computes it, its bugs included, and their sum without "
+        "weights (docs/rewards.md)",
     )
     reward_timeout: float = Field(
         default=30.0, gt=0, description="seconds that a reward function of yours may take for one group"
@@ -308,6 +395,15 @@ class Run(Section):
     finetune: FinetuneSection = FinetuneSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     evaluation: EvaluationSection = EvaluationSection()
+    problems: ProblemsSection = ProblemsSection()
+
+    @field_validator("data", "validation_data", "images")
+    @classmethod
+    def _some_files(cls, value: Any) -> Any:
+        """`data=[]` must not train on something else."""
+        if value == ():
+            raise ValueError("an empty list names no file; leave the key away or write null")
+        return value
 
     @field_validator("freeze", "audits", mode="before")
     @classmethod
@@ -323,19 +419,33 @@ class Run(Section):
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes shipped with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    """Names of the recipes shipped with the package; one in a folder is called FOLDER/NAME."""
+    return _shipped(".yaml")
+
+
+def study_names() -> list[str]:
+    """Names of the studies shipped with the package; one in a folder is called FOLDER/NAME."""
+    return _shipped(".py")
+
+
+def _shipped(suffix: str) -> list[str]:
+    """Files of `RECIPES` and of its folders, not deeper; what begins with an underscore is none."""
+    found = [*RECIPES.glob(f"*{suffix}"), *RECIPES.glob(f"*/*{suffix}")]
+    names = (path.relative_to(RECIPES).with_suffix("").as_posix() for path in found if path.name[0] != "_")
+    return sorted(names)
 
 
 def load_run(recipe: str, overrides: list[str] | None = None) -> Run:
     """Read a recipe (built-in name or path of a YAML file), apply `key=value` overrides, validate.
 
-    Overrides that name other problems (`data`, `task`) and no rewards get the default rewards of those problems.
+    Overrides that name other problems (`data`, `task`) and no rewards get the default rewards of those problems; a
+    recipe that names a file itself is written for any file of its kind and keeps its rewards for another.
     Raises UserError for a missing recipe, broken YAML, an unknown key or a bad value.
     """
     values = _read_recipe(recipe)
     keys = {key: text for key, _, text in (override.partition("=") for override in overrides or [])}
-    moved = keys.get("data", "null") != "null" or keys.get("task", values.get("task")) != values.get("task")
+    other_file = keys.get("data", "null") != "null" and values.get("data") is None
+    moved = other_file or keys.get("task", values.get("task")) != values.get("task")
     if moved and not any(key.split(".")[0] == "rewards" for key in keys):
         values["rewards"] = {}  # those of the recipe are for its own kind of answer
     for override in overrides or []:

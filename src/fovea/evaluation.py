@@ -18,19 +18,23 @@ Prompts exist for a few problems at a time, so memory does not grow with n. Not 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from fovea.boxes import Size, convert
 from fovea.engines import Engine
 from fovea.models import Policy, Prompt
 from fovea.outcomes import Outcome, Swapped, summarize
-from fovea.rewards import answer_of, correct, default_rewards, read_box, weigh
+from fovea.rewards import Options, answer_of, correct, default_rewards, measurable, read_box, weigh
+from fovea.rewards.answers import normal_text
+from fovea.rewards.detection import said_objects
 from fovea.types import Completion, Problem, Sampling, Task, picture_sizes
 
 Keep = Callable[[Problem], list[str]]
@@ -60,6 +64,8 @@ class Exam:
     """Whether the swapped and blank passes are done."""
     rewards: tuple[str, ...] | None = None
     """Rewards of the greedy replies that are recorded; None: the default ones of the problem's kind."""
+    options: Options = field(default_factory=dict)
+    """Of those rewards, `compat` among them (`fovea.rewards.with_compat`)."""
     at_once: int = PROBLEMS_AT_ONCE
     """At most so many problems have a prompt at the same time."""
 
@@ -188,6 +194,7 @@ def evaluate(
     temperature: float = 1.0,
     look: bool = True,
     rewards: Sequence[str] | None = None,
+    options: Options | None = None,
     show: int = 0,
     keep: Keep | None = None,
     outcomes: list[Outcome] | None = None,
@@ -206,6 +213,7 @@ def evaluate(
         temperature=temperature,
         look=look,
         rewards=None if rewards is None else tuple(rewards),
+        options=options or {},
     )
     answers = _answers(policy, engine, problems, exam)
     found = _outcomes(problems, answers, policy, engine, exam)
@@ -268,12 +276,12 @@ def _outcomes(
     problems: Sequence[Problem], answers: Sequence[_Answer], policy: Policy, engine: Engine, exam: Exam
 ) -> list[Outcome]:
     swapped = _swapped(problems, answers, policy, engine, exam) if exam.look else {}
-    blank = _blank(problems, answers, policy, engine, exam) if exam.look else {}
+    blank = _blank(problems, policy, engine, exam) if exam.look else {}
     outcomes = []
     for i, (problem, answer) in enumerate(zip(problems, answers, strict=True)):
         reply = answer.greedy.text
         names = exam.rewards if exam.rewards is not None else tuple(default_rewards(problem.kind))
-        parts = weigh([reply], answer.problem, dict.fromkeys(names, 1.0))[1] if names else {}
+        parts = _parts(answer, names, exam.options)
         outcomes.append(
             Outcome(
                 id=problem.id,
@@ -285,11 +293,60 @@ def _outcomes(
                 truncated=answer.greedy.stop == "length",
                 rewards={name: float(part_G[0]) for name, part_G in parts.items()},
                 swapped=swapped.get(i),
-                blank=blank.get(i),
+                blank=correct(blank[i], answer.problem) if i in blank else None,
                 samples=answer.samples,
+                kind=problem.kind,
+                predicted=_said(reply, problem, answer),
+                blank_predicted=_said(blank[i], problem, answer) if i in blank else None,
+                absent=_absent(problem),
             )
         )
     return outcomes
+
+
+def _said(reply: str, problem: Problem, answer: _Answer) -> Any:
+    """What a reply says in boxes, as in `Outcome.predicted`, in the frame of the task. `problem`: as it gave it."""
+    sizes = picture_sizes(problem)
+    if not sizes or problem.kind not in ("box", "objects"):
+        return None
+    which = int(problem.meta.get("box_image", 0))
+
+    def to_task(box: Sequence[float] | None) -> list[float] | None:
+        if box is None:
+            return None
+        there = convert(box, answer.problem.frame, problem.frame, sizes[which], answer.resized[which])
+        return [round(value, 4) for value in there] if all(map(math.isfinite, there)) else None
+
+    if problem.kind == "box":
+        return to_task(read_box(answer_of(reply)))
+    things = said_objects(reply)
+    if things is None:
+        return None
+    return [{"bbox_2d": to_task(box), "label": label} for box, label in things]
+
+
+def _absent(problem: Problem) -> tuple[str, ...] | None:
+    """Labels asked for in vain, by the problem's meta: "absent", or "asked" without those that are true."""
+    if problem.kind != "objects":
+        return None
+    absent, asked = problem.meta.get("absent"), problem.meta.get("asked")
+    if isinstance(absent, list | tuple):
+        return tuple(str(label) for label in absent)
+    if isinstance(asked, list | tuple):
+        there = {normal_text(str(thing["label"])) for thing in problem.answer}
+        return tuple(str(label) for label in asked if normal_text(str(label)) not in there)
+    return None
+
+
+def _parts(answer: _Answer, names: Sequence[str], options: Options) -> dict[str, np.ndarray]:
+    """Name → [1] of the rewards of the greedy reply that this process can compute."""
+    weights = dict.fromkeys(measurable(names, answer.problem), 1.0)
+    tokens = [len(answer.greedy.token_ids)]
+    return (
+        weigh([answer.greedy.text], answer.problem, weights, options=options, tokens=tokens)[1]
+        if weights
+        else {}
+    )
 
 
 def _swapped(
@@ -307,15 +364,14 @@ def _swapped(
             reply=reply,
             correct=correct(reply, asked[s.index]),
             follow=correct(reply, asked[s.donor]) if s.same_question else None,
+            predicted=_said(reply, problems[s.index], answers[s.index]),
         )
         for s, reply in zip(swaps, replies, strict=True)
     }
 
 
-def _blank(
-    problems: Sequence[Problem], answers: Sequence[_Answer], policy: Policy, engine: Engine, exam: Exam
-) -> dict[int, bool]:
-    """Place of a problem -> whether the reply to grey pictures is right. What looks the same is asked once."""
+def _blank(problems: Sequence[Problem], policy: Policy, engine: Engine, exam: Exam) -> dict[int, str]:
+    """Place of a problem -> the reply to grey pictures. What looks the same is asked once."""
     place: dict[Any, int] = {}
     keys: dict[int, Any] = {}
     for i, problem in enumerate(problems):
@@ -329,7 +385,7 @@ def _blank(
         for (_, sizes), i in place.items()
     ]
     reply = dict(zip(place, _texts(policy, engine, grey, exam), strict=True))
-    return {i: correct(reply[key], answers[i].problem) for i, key in keys.items()}
+    return {i: reply[key] for i, key in keys.items()}
 
 
 def _texts(policy: Policy, engine: Engine, problems: Sequence[Problem], exam: Exam) -> list[str]:
@@ -346,12 +402,7 @@ def _show(problem: Problem, answer: _Answer, outcome: Outcome, keep: Keep | None
     pictures = keep(problem) if keep is not None else []
     sizes = picture_sizes(problem)
     which = int(problem.meta.get("box_image", 0)) if sizes else 0
-    predicted = None
-    if problem.kind == "box" and sizes:
-        box = read_box(answer_of(outcome.reply))
-        if box is not None:
-            pixels = convert(box, answer.problem.frame, "pixels", sizes[which], answer.resized[which])
-            predicted = [round(value, 2) for value in pixels]
+    box = outcome.predicted if problem.kind == "box" else None
     return {
         "id": problem.id,
         "picture": pictures[which] if pictures else None,
@@ -364,5 +415,5 @@ def _show(problem: Problem, answer: _Answer, outcome: Outcome, keep: Keep | None
         "reply": outcome.reply,
         "correct": outcome.correct,
         "truth_box": list(problem.answer) if problem.kind == "box" else None,
-        "predicted_box": predicted,
+        "predicted_box": None if box is None else [round(value, 2) for value in box],
     }

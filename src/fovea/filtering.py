@@ -27,6 +27,7 @@ from fovea.models import Policy, Prompt
 from fovea.rewards import correct
 from fovea.rollouts import BadSample, gather
 from fovea.runlog import to_json, write_atomically
+from fovea.tasks.convert import OWN
 from fovea.types import Problem, Sampling, Task, UserError
 
 PROBLEMS_AT_ONCE = 32
@@ -259,7 +260,8 @@ def record_of(problem: Problem, images: list[str]) -> dict[str, Any]:
         record["target"] = unmarked(problem.target)
     if "box_image" in problem.meta:
         record["box_image"] = problem.meta["box_image"]
-    return record
+    kept = {key: value for key, value in problem.meta.items() if key not in (*OWN, "box_image")}
+    return record | ({"meta": kept} if kept else {})
 
 
 def _dropped_line(task: Task, verdict: Verdict, reason: str) -> bytes:

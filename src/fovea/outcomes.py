@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from fovea.detection_metrics import seen, summarize_boxes, summarize_detection
+from fovea.rewards.answers import box_from
 from fovea.runlog import to_json, write_atomically
 from fovea.statistics import average, difference, mcnemar, mean_pass_at_k, pass_at_k, proportion
 from fovea.types import UserError
@@ -41,6 +43,8 @@ class Swapped:
     """By the problem's own truth."""
     follow: bool | None
     """By the donor's truth; None if the donor was asked something else."""
+    predicted: Any = None
+    """As in `Outcome`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +74,15 @@ class Outcome:
     """Whether the reply to grey pictures is right."""
     samples: tuple[bool, ...] = field(default=())
     """Whether each sampled reply is right."""
+    kind: str | None = None
+    """The problem's kind of answer; None in files written before it was noted."""
+    predicted: Any = None
+    """What the greedy reply says, in the frame of `truth`: a box [x1, y1, x2, y2] of kind "box", a list of
+    {"bbox_2d": box or null, "label": text} of kind "objects"; None where it cannot be read, and of other kinds."""
+    blank_predicted: Any = None
+    """The same of the reply to grey pictures."""
+    absent: tuple[str, ...] | None = None
+    """Labels that a problem of kind "objects" asks for and that are not there; None where it is not known."""
 
 
 def summarize(outcomes: Sequence[Outcome], seed: int, *, look: bool = True) -> dict[str, Any]:
@@ -78,7 +91,8 @@ def summarize(outcomes: Sequence[Outcome], seed: int, *, look: bool = True) -> d
     Keys: n, accuracy, truncated, rewards (by name); with `look`: swapped, looking, follow, blank, each with the
     `n` it is measured on, and `swap`, what was swapped; with samples: samples, pass_at_k (k a power of two or
     the number of samples). Outcomes are shares with Wilson intervals; rewards and pass@k means with bootstrap
-    intervals over problems, seeded by `seed`.
+    intervals over problems, seeded by `seed`. Problems of kind "box" add boxes (`summarize_boxes`), those of kind
+    "objects" detection (`summarize_detection`).
     """
     names = list(outcomes[0].rewards) if outcomes else []
     record: dict[str, Any] = {
@@ -94,6 +108,33 @@ def summarize(outcomes: Sequence[Outcome], seed: int, *, look: bool = True) -> d
         hits = [o.samples for o in outcomes]
         record["samples"] = samples
         record["pass_at_k"] = {str(k): mean_pass_at_k(hits, k, seed) for k in _ks(samples)}
+    return record | _of_boxes(outcomes, seed, look)
+
+
+def _of_boxes(outcomes: Sequence[Outcome], seed: int, look: bool) -> dict[str, Any]:
+    """The figures of boxes, over the problems that are answered with boxes."""
+    record: dict[str, Any] = {}
+    boxes = [o for o in outcomes if o.kind == "box"]
+    if boxes:
+        record["boxes"] = summarize_boxes(
+            [o.truth for o in boxes],
+            [o.predicted for o in boxes],
+            [None if o.swapped is None else (o.swapped.predicted,) for o in boxes] if look else None,
+            [None if o.blank is None else (o.blank_predicted,) for o in boxes] if look else None,
+            seed=seed,
+        )
+    things = [o for o in outcomes if o.kind == "objects"]
+    if things:
+        swapped = [
+            None if o.swapped is None else seen(o.truth, o.swapped.predicted, o.absent) for o in things
+        ]
+        blank = [None if o.blank is None else seen(o.truth, o.blank_predicted, o.absent) for o in things]
+        record["detection"] = summarize_detection(
+            [seen(o.truth, o.predicted, o.absent) for o in things],
+            swapped if look else None,
+            blank if look else None,
+            seed=seed,
+        )
     return record
 
 
@@ -215,12 +256,26 @@ def _outcome(line: bytes, where: str) -> Outcome:
         swapped = values["swapped"]
         values["swapped"] = None if swapped is None else Swapped(**swapped)
         values["samples"] = tuple(bool(right) for right in values["samples"])
+        absent = values.get("absent")
+        values["absent"] = None if absent is None else tuple(str(label) for label in absent)
         outcome = Outcome(**values)
         sound = isinstance(outcome.id, str) and isinstance(outcome.rewards, dict)
         sound = sound and isinstance(outcome.correct, bool) and isinstance(outcome.truncated, bool)
         sound = sound and all(isinstance(value, int | float) for value in outcome.rewards.values())
+        sound = sound and _readable(outcome)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise UserError(f"{where} is not an outcome; write the file with `fovea evaluate MODEL --out FILE`.")
     return outcome
+
+
+def _readable(outcome: Outcome) -> bool:
+    """Whether truth and boxes are what `_of_boxes` reads; may raise as a line that is not an outcome does."""
+    if outcome.kind == "box":
+        return box_from(list(outcome.truth)) is not None
+    if outcome.kind == "objects":
+        said = [outcome.predicted, outcome.blank_predicted, outcome.swapped and outcome.swapped.predicted]
+        things = [seen(outcome.truth, list(one) if one is not None else None, outcome.absent) for one in said]
+        return len(things[0].truth) + len(things[0].crowds) == len(outcome.truth)
+    return True

@@ -68,6 +68,7 @@ def parse(text: str, problem: Problem) -> str:
             "choice": read_choice,
             "objects": read_objects,
             "text": str,
+            "math": str,
         }
         found = None if value is None else readers[problem.kind](value)
     return "unreadable" if found is None else "read"

@@ -166,7 +166,12 @@ def collect(
     replies = engine.generate(prompts, group, sampling, seed=seed, draw=draw)
     if isinstance(weights, Mapping):
         scored = [
-            weigh([completion.text for completion in completions], prompt.problem, weights)
+            weigh(
+                [completion.text for completion in completions],
+                prompt.problem,
+                weights,
+                tokens=[len(completion.token_ids) for completion in completions],
+            )
             for prompt, completions in zip(prompts, replies, strict=True)
         ]
     else:

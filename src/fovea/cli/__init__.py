@@ -19,7 +19,7 @@ from fovea.cli.exporting import export
 from fovea.cli.filtering import filter_data
 from fovea.cli.machine import bench, doctor, zoo_build, zoo_card
 from fovea.cli.measuring import evaluate, score
-from fovea.cli.problems import tasks_check, tasks_list, tasks_show
+from fovea.cli.problems import convert, tasks_check, tasks_list, tasks_show, tasks_write
 from fovea.cli.runs import recipes, report, sft, study, train
 from fovea.cli.shared import ReaderLeft, print_text
 from fovea.cli.viewing import view
@@ -30,8 +30,9 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "evaluate": evaluate,
     "score": score,
     "filter": filter_data,
+    "convert": convert,
     "recipes": recipes,
-    "tasks": {"list": tasks_list, "show": tasks_show, "check": tasks_check},
+    "tasks": {"list": tasks_list, "show": tasks_show, "check": tasks_check, "write": tasks_write},
     "study": study,
     "export": export,
     "report": report,
@@ -41,7 +42,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "zoo": {"build": zoo_build, "card": zoo_card},
 }
 GROUPS = {
-    "tasks": "List, show and check the tasks, and your own data.",
+    "tasks": "List, show, check and write the tasks; check your own data.",
     "zoo": "Make the embedded models, and measure what they can.",
 }
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

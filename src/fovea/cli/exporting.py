@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fovea.cli.shared import Json, print_json, print_text
+
+if TYPE_CHECKING:
+    from fovea.export import Exported
 
 
 def export(
@@ -40,11 +43,13 @@ def export(
     if json:
         print_json(done.record())
         return
-    what = {"full": "the model", "merged": "the model, its adapter merged,", "adapter": "the adapter"}[
-        done.form
-    ]
-    print_text(
-        f"{what} after {done.step} steps: {done.folder} ({len(done.files)} files, {done.bytes / 1e6:.1f} MB)"
-    )
+    print_text(exported_line(done))
     if done.carried:
         print_text(f"as the base had them: {', '.join(done.carried)}")
+
+
+def exported_line(done: Exported) -> str:
+    """What was written where."""
+    what = {"full": "the model", "merged": "the model, its adapter merged,", "adapter": "the adapter"}
+    size = f"({len(done.files)} files, {done.bytes / 1e6:.1f} MB)"
+    return f"{what[done.form]} after {done.step} steps: {done.folder} {size}"

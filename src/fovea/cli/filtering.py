@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fovea.cli.shared import Json, Overrides, print_json, print_text, still_libraries
+from fovea.cli.shared import Json, Overrides, may_be_data, print_json, print_text, run_of, still_libraries
 
 if TYPE_CHECKING:
     from fovea.config import Run
@@ -87,28 +87,21 @@ def _run_to_filter(
     data_or_task: str, model: str, images: str | None, seed: int, overrides: list[str]
 ) -> tuple[Run, Path | None]:
     """The run that says which model and problems, and the JSONL file whose own lines are kept (None: none is)."""
-    from pydantic import ValidationError
-
-    from fovea.config import Run, apply_override, explain, nearest
+    from fovea.config import nearest
     from fovea.tasks import TASKS
+    from fovea.tasks.sources import is_lines
     from fovea.types import UserError
 
-    values: dict[str, Any] = {"recipe": "filter", "model": model, "images": images, "seed": seed}
+    values: dict[str, Any] = {"model": model, "images": images, "seed": seed}
     is_task = data_or_task in TASKS
-    if not is_task and not Path(data_or_task).exists():
+    if not is_task and not may_be_data(data_or_task):
         raise UserError(
             f"{data_or_task!r} is neither a data file nor a task{nearest(data_or_task, list(TASKS))}; "
             "`fovea tasks list` names the tasks."
         )
     values["task" if is_task else "data"] = data_or_task
-    for override in overrides:
-        apply_override(values, override)
-    try:
-        run = Run.model_validate(values)
-    except ValidationError as error:
-        raise UserError(explain(error, "filter")) from None
-    own = not is_task and Path(data_or_task).is_file() and Path(data_or_task).suffix != ".parquet"
-    return run, Path(data_or_task) if own else None
+    run = run_of("filter", values, overrides)
+    return run, Path(data_or_task) if not is_task and is_lines(data_or_task) else None
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -118,7 +111,8 @@ def _settings(run: Run) -> dict[str, Any]:
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
-    data = [] if run.data is None else state(Path(run.data))
+    named = [run.data] if isinstance(run.data, str) else run.data or []
+    data = [found for name in named for found in state(Path(name))]
     return {"run": run.model_dump(mode="json"), "data": data, "model": state(Path(run.model))}
 
 

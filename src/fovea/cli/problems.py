@@ -1,13 +1,13 @@
-"""Commands about problems: list, show, check."""
+"""Commands about problems: list, show, check, write, convert."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fovea.cli.shared import Json, print_json, print_text
+from fovea.cli.shared import Json, Overrides, print_json, print_text, run_of
 
 MOST_DRAWN = 512
 """Problems on one sheet: more make a picture that no viewer opens."""
@@ -32,6 +32,7 @@ def tasks_show(
     name: Annotated[
         str | None, typer.Argument(help="A task's name, a domain, or a file or folder.", show_default=False)
     ] = None,
+    overrides: Overrides = None,
     n: Annotated[int, typer.Option(min=1, help="How many problems.")] = 6,
     out: Annotated[
         Path | None, typer.Option(help="Draw them into this PNG, true boxes included.", show_default=False)
@@ -47,11 +48,14 @@ def tasks_show(
     json: Json = False,
 ) -> None:
     """Show problems of a task, of all tasks of a domain (cards), or of your own data, as training will see them."""
+    from fovea.cli.shared import may_be_data
     from fovea.tasks import TASKS, Task, open_data, open_task
     from fovea.types import UserError
     from fovea.viewer.sheet import draw_sheet, facts
 
-    if name is not None and data is None and Path(name).exists():
+    if name is not None and data is not None and "=" in name:
+        overrides, name = [name, *(overrides or [])], None  # --data FILE problems.ask=rec
+    if name is not None and data is None and may_be_data(name):
         name, data = None, name  # as `fovea tasks check FILE`
     if (name is None) == (data is None):
         raise UserError("Name one task (fovea tasks show digits/locate) or give --data FILE.jsonl.")
@@ -59,7 +63,7 @@ def tasks_show(
         raise UserError(f"A sheet shows at most {MOST_DRAWN} problems; lower --n or leave --out away.")
     tasks: list[Task]
     if data:
-        tasks = [open_data(data, images, shuffle=False)]
+        tasks = [open_data(**_named(data, images, overrides), shuffle=False)]
     else:
         names = [known for known in TASKS if known.startswith(f"{name}/")] or [str(name)]
         tasks = [open_task(known, split=split, seed=seed) for known in names]
@@ -83,6 +87,7 @@ def tasks_check(
             metavar="TASK_OR_DATA", help="A task's name, or a file or folder.", show_default=False
         ),
     ],
+    overrides: Overrides = None,
     images: Annotated[
         str | None, typer.Option(help="Folder that picture names start from.", show_default=False)
     ] = None,
@@ -96,14 +101,20 @@ def tasks_check(
     json: Json = False,
 ) -> None:
     """Check a task or your own data: all bad samples in one pass. Exit code 2 if there are any."""
-    from fovea.tasks import check_task
+    from fovea.cli.shared import may_be_data
+    from fovea.tasks import TASKS, check_task
 
-    report = check_task(name, n, images=images, split=split, seed=seed, verify=decode, megapixels=megapixels)
+    own = name.partition("@")[0] not in TASKS and may_be_data(name)
+    how: dict[str, Any] = _named(name, images, overrides) if own else {"path": name, "images": images}
+    task: Any = how.pop("path")
+    report = check_task(task, n, **how, split=split, seed=seed, verify=decode, megapixels=megapixels)
     if json:
         print_json(report.record())
     else:
         for finding in report.bad:
             print_text(str(finding))
+        for note in report.notes:
+            print_text(f"{note}")
         lost = len({finding.line for finding in report.bad if finding.line is not None})
         declared = "" if report.declared is None else f", declared {report.declared:.3g}"
         print_text(
@@ -111,3 +122,67 @@ def tasks_check(
         )
     if report.bad:
         raise typer.Exit(2)
+
+
+def tasks_write(
+    name: Annotated[
+        str,
+        typer.Argument(help="A task's name, in a style if wanted: digits/read@think.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The new folder.", show_default=False)],
+    n: Annotated[int, typer.Option(min=1, help="How many problems.")] = 1000,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    seed: Annotated[int, typer.Option(min=0, help="Which problems.")] = 0,
+    schema: Annotated[str, typer.Option(help="plain or vlm_r1.")] = "plain",
+    json: Json = False,
+) -> None:
+    """Write a task's problems as files: pictures and one JSONL, which data=FILE reads back."""
+    from fovea.tasks import open_task
+    from fovea.tasks.written import write_task
+
+    written = write_task(open_task(name, split=split, seed=seed), n, out, schema)
+    if json:
+        print_json({"file": str(written.file), "problems": written.problems, "pictures": written.pictures})
+        return
+    print_text(f"written {written.problems} problems with {written.pictures} pictures to {written.file}")
+
+
+def convert(
+    file: Annotated[
+        str,
+        typer.Argument(help="A file or folder of problems, hub:OWNER/NAME, or [a,b].", show_default=False),
+    ],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The new JSONL file.")] = Path("problems.jsonl"),
+    images: Annotated[
+        str | None, typer.Option(help="Folder that picture names start from.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the problems of any file as plain JSONL: fovea convert instances.json --images val2017 problems.ask=rec"""
+    from fovea.tasks import open_data
+    from fovea.tasks.convert import check_new, write_plain
+
+    check_new(out)  # before a large file is read
+    summary = write_plain(open_data(**_named(file, images, overrides), shuffle=False), out)
+    if json:
+        print_json(summary)
+        return
+    for note in summary["notes"]:
+        print_text(note)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
+    print_text(f"written {summary['problems']} problems ({kinds}) to {summary['out']}")
+
+
+def _named(file: str, images: str | None, overrides: list[str] | None) -> dict[str, Any]:
+    """What `open_data` needs of a file and `key=value` changes (problems.…, images, compat, download)."""
+    from fovea.tasks.sources import named_files
+
+    run = run_of("problems", {"data": file, "images": images}, overrides)
+    files, folders = named_files(run.data or file, run.images, run.compat)
+    return {
+        "path": files if len(files) > 1 else files[0],
+        "images": folders,
+        "problems": run.problems,
+        "download": run.download,
+    }

@@ -20,6 +20,12 @@ Resume = Annotated[
         "--resume", metavar="RUN_DIR", help="Go on with an unfinished run from its newest checkpoint."
     ),
 ]
+Export = Annotated[
+    str | None,
+    typer.Option(
+        "--export", metavar="FOLDER", help="At the end write the model there as a plain Hugging Face folder."
+    ),
+]
 MaybeRecipe = Annotated[
     str | None,
     typer.Argument(help="A name from `fovea recipes` or the path of a .yaml file.", show_default=False),
@@ -30,6 +36,7 @@ def train(
     recipe: MaybeRecipe = None,
     overrides: Overrides = None,
     resume: Resume = None,
+    export: Export = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -39,18 +46,24 @@ def train(
 
     if resume is not None:
         given = [*([recipe] if recipe else []), *(overrides or [])]
-        _train(_unfinished(resume, given), json, quiet, resume=True)
+        _train(_unfinished(resume, given), json, quiet, export, resume=True)
     elif recipe is None:
         raise UserError("Name a recipe (`fovea recipes` lists them), or a run with --resume RUN_DIR.")
     else:
-        _train(load_run(recipe, overrides), json, quiet)
+        _train(load_run(recipe, overrides), json, quiet, export)
 
 
-def sft(recipe: Recipe, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
+def sft(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    export: Export = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Train on the tasks' own replies instead of rewards (supervised fine-tuning)."""
     from fovea.config import load_run
 
-    _train(load_run(recipe, ["method=sft", *(overrides or [])]), json, quiet)
+    _train(load_run(recipe, ["method=sft", *(overrides or [])]), json, quiet, export)
 
 
 def _unfinished(folder: str, given: list[str]) -> Run:
@@ -68,13 +81,17 @@ def _unfinished(folder: str, given: list[str]) -> Run:
     return read_unfinished(folder, given)
 
 
-def _train(run: Run, json: bool, quiet: bool, resume: bool = False) -> None:
+def _train(run: Run, json: bool, quiet: bool, export: str | None, resume: bool = False) -> None:
     from rich.console import Console
 
     from fovea.runlog import run_folder
     from fovea.viewer.display import LiveDisplay
     from fovea.viewer.report import write_report
 
+    if export is not None:
+        from fovea.export import check_target
+
+        check_target(export)  # not after the run's hours
     console = Console(stderr=json, highlight=False)
     with LiveDisplay(console=console, quiet=quiet) as display:
         display.open(run.model_dump(mode="json") | {"folder": str(run_folder(run))})
@@ -88,10 +105,19 @@ def _train(run: Run, json: bool, quiet: bool, resume: bool = False) -> None:
                 write_report(run_folder(run))
             raise
     page = write_report(run_folder(run))
+    exported = None
+    if export is not None:
+        from fovea.export import export as write_model
+
+        exported = write_model(run_folder(run), export)
     if json:
-        print_json(result)
+        print_json(result | ({} if exported is None else {"exported": exported.record()}))
     elif not quiet:
         print_text(f"report {page}\nlook closer: fovea view {run_folder(run)}")
+        if exported is not None:
+            from fovea.cli.exporting import exported_line
+
+            print_text(exported_line(exported))
 
 
 def recipes(json: Json = False) -> None:
@@ -110,31 +136,32 @@ def study(
     name: Annotated[str, typer.Argument(help="A study from `fovea recipes`.", show_default=False)],
 ) -> None:
     """Run a study: several runs and a table. Further arguments go to the study."""
-    from fovea.config import RECIPES, nearest
+    from fovea.config import nearest, study_names
     from fovea.types import UserError
 
-    studies = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
+    studies = study_names()
     if name not in studies:
         raise UserError(
             f"There is no study {name!r}{nearest(name, studies)}; known: {', '.join(studies) or 'none'}."
         )
-    importlib.import_module(f"fovea.recipes.{name}").main(list(context.args))
+    importlib.import_module(f"fovea.recipes.{name.replace('/', '.')}").main(list(context.args))
 
 
 def _list_recipes() -> list[dict[str, Any]]:
     """Name, kind (rl, sft, study), what it is about (its first comment or docstring line), task and model."""
-    from fovea.config import RECIPES, load_run, recipe_names
+    from fovea.config import RECIPES, load_run, recipe_names, study_names
 
     found: list[dict[str, Any]] = []
     for name in recipe_names():
         run = load_run(name)
         first = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
         about = first.lstrip("# ").strip() if first.startswith("#") else ""
-        found.append({"name": name, "kind": run.method, "about": about, "task": run.task, "model": run.model})
-    for path in sorted(RECIPES.glob("*.py")):
-        if path.stem != "__init__":
-            lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n", 1)
-            found.append({"name": path.stem, "kind": "study", "about": lines[0], "task": None, "model": None})
+        task = run.task if run.data is None else None
+        found.append({"name": name, "kind": run.method, "about": about, "task": task, "model": run.model})
+    for name in study_names():
+        text = (RECIPES / f"{name}.py").read_text(encoding="utf-8")
+        first = (ast.get_docstring(ast.parse(text)) or "").split("\n", 1)[0]
+        found.append({"name": name, "kind": "study", "about": first, "task": None, "model": None})
     return found
 
 

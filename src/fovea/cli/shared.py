@@ -27,6 +27,34 @@ class ReaderLeft(Exception):
     """Nobody reads standard output any more: `fovea tasks list | head -1`."""
 
 
+def run_of(command: str, values: dict[str, Any], overrides: list[str] | None) -> Run:
+    """The run of a command without a recipe. `values["data"]` may be a list in brackets. Raises UserError."""
+    from pydantic import ValidationError
+
+    from fovea.config import Run, apply_override, explain
+    from fovea.types import UserError
+
+    values = {"recipe": command} | values
+    data = values.get("data")
+    if isinstance(data, str) and data.startswith("["):
+        apply_override(values, f"data={data}")
+    for override in overrides or []:
+        apply_override(values, override)
+    try:
+        return Run.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, command)) from None
+
+
+def may_be_data(name: str) -> bool:
+    """Whether a name can only be one of data: a path that exists, `file@part`, a hub name, several files."""
+    from pathlib import Path
+
+    whole, at, _ = name.rpartition("@")
+    several = name.startswith(("hub:", "[")) or (":" in name and Path(name.split(":")[0]).exists())
+    return several or Path(name).exists() or bool(at and Path(whole).exists())
+
+
 def still_libraries(run: Run) -> None:
     """No progress bars of transformers between our lines, except for a download, which is worth one."""
     from transformers.utils.logging import disable_progress_bar

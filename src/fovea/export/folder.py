@@ -83,7 +83,7 @@ def export(
     cannot be exported; `out` appears under its name only when it is complete.
     """
     target = Path(out).absolute()
-    _check_target(target, out)
+    check_target(out)
     source = find_source(run_or_checkpoint, step=step, best=best, base=base)
     if adapter and not source.is_adapter:
         raise UserError(
@@ -119,11 +119,13 @@ def export(
     )
 
 
-def _check_target(target: Path, shown: str | Path) -> None:
+def check_target(out: str | Path) -> None:
+    """Raises UserError if `export` could not write there because something is in the way."""
+    target = Path(out)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise UserError(f"{shown} is a file or a link; give a new folder.")
+        raise UserError(f"{out} is a file or a link; give a new folder.")
     if target.is_dir() and any(target.iterdir()):
-        raise UserError(f"The folder {shown} is not empty; give a new folder.")
+        raise UserError(f"The folder {out} is not empty; give a new folder.")
 
 
 def _copy_checkpoint(source: Source, folder: Path, form: str) -> None:

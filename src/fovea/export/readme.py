@@ -82,7 +82,8 @@ def _use(source: Source, form: str) -> str:
     instruction = (source.record["run"] or {}).get("instruction")
     if instruction:
         text = " ".join(str(instruction).split()).replace("`", "'")
-        lines += ["", f"Every question was followed by a line of its own: `{text}`"]
+        how = "was put into this text" if "{question}" in text else "was followed by a line of its own"
+        lines += ["", f"Every question {how}: `{text}`"]
     return "\n".join(lines)
 
 

@@ -94,6 +94,9 @@ class Sizes:
     min_pixels: int = 28 * 28
     """Smallest picture after the resize, for the families that resize freely."""
     max_pixels: int = 28 * 28 * 1280
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Of each colour, taken off before the division by `pixel_std`, for the families that resize freely."""
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     position_grid: int = 16
     deepstack: tuple[int, ...] = (1, 2)
     """Vision layers whose features go into the text (Qwen3-VL)."""
@@ -258,7 +261,7 @@ def qwen_processor(
         size = {"shortest_edge": sizes.min_pixels, "longest_edge": sizes.max_pixels}
         return processor(
             image_processor=Qwen2VLImageProcessor(
-                size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, **grid
+                size=size, image_mean=list(sizes.pixel_mean), image_std=list(sizes.pixel_std), **grid
             ),
             tokenizer=tokenizer,
             video_processor=video_processor(**grid),

@@ -41,7 +41,7 @@ from fovea.models.finetune import (
 from fovea.models.kept import Kept
 from fovea.models.recompute import enable_recompute
 from fovea.models.recurrent import hook
-from fovea.models.rendering import reply_end, tokenize_plain
+from fovea.models.rendering import asked, reply_end, tokenize_plain
 from fovea.models.vision_cache import VisionCache
 from fovea.types import Problem, Sampling, UserError
 
@@ -101,14 +101,14 @@ class Policy:
         return tuple(sorted({*sampling.bans, *self.family.media_ids(self.model.config)}))
 
     def prompt(self, problem: Problem, instruction: str | None = None) -> Prompt:
-        """Render a problem: pictures, question, then `instruction` on a line of its own.
+        """Render a problem: pictures, question, then `instruction` on a line of its own, or around its `{question}`.
 
         The prompt's `problem` has its box answer and target in the family's frame, by the grid the processor
         used. Special tokens in the texts are ordinary text. Raises UserError, naming the problem, when a picture
         cannot be read, when prompt and reply do not fit the context (nothing is ever cut off), and for a box
         problem without pictures.
         """
-        text = problem.question if instruction is None else f"{problem.question}\n{instruction}"
+        text = asked(problem.question, instruction)
         try:
             rendered = self.family.render(self.processor, problem.images, text)
         except UserError as error:

@@ -89,6 +89,20 @@ def _put_in(tokenizer: Any, ids: list[int], text: str) -> tuple[list[int], list[
     )
 
 
+def asked(question: str, instruction: str | None) -> str:
+    """The text of a prompt: the question, the instruction on a line of its own; or around the question, where the
+    instruction says `{question}`.
+
+    One replacement and no formatting: braces in either text are text.
+
+    Example: asked("Where?", "Think. {question}") == "Think. Where?"
+    """
+    if instruction is None:
+        return question
+    before, place, after = instruction.partition("{question}")
+    return f"{before}{question}{after}" if place else f"{question}\n{instruction}"
+
+
 def runs(mask: Tensor) -> list[tuple[int, int]]:
     """(start, stop) of every run of True in mask [P], in order.
 

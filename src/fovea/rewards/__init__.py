@@ -8,17 +8,20 @@ from fovea.rewards.functions import (
     correct,
     default_rewards,
     is_reference,
+    measurable,
     parse_weights,
-    score_json,
     weigh,
 )
 from fovea.rewards.journal import Journal, RewardEvent
+from fovea.rewards.one_reply import list_rewards, score_json
+from fovea.rewards.options import Options, with_compat
 from fovea.rewards.scorer import Job, Scorer, ScorerSettings, Scores, make_scorer
 
 __all__ = [
     "REWARDS",
     "Job",
     "Journal",
+    "Options",
     "RewardEvent",
     "Scorer",
     "ScorerSettings",
@@ -30,11 +33,14 @@ __all__ = [
     "default_rewards",
     "has_format",
     "is_reference",
+    "list_rewards",
     "make_scorer",
+    "measurable",
     "parse_weights",
     "read_box",
     "read_choice",
     "read_number",
     "score_json",
     "weigh",
+    "with_compat",
 ]

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import unicodedata
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 Box: TypeAlias = tuple[float, float, float, float]
 Thing: TypeAlias = tuple[Box | None, str]
@@ -24,12 +24,16 @@ ANSWER_LIMIT = 10_000
 MARKS_LIMIT = 30
 """Text that people write never has more combining marks in a row (Unicode Standard Annex 15, Stream-Safe Text)."""
 
+NFKC_LIMIT = 2_000
+"""Longer text is not brought into normal form NFKC, which can make one character eighteen."""
+
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # Possessive quantifiers (`++`): a run of digits is never taken back, so no input makes matching quadratic.
 _NUMBER = r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?"
 _BOX = re.compile(r"\[\s*+" + r"\s*+,\s*+".join([f"({_NUMBER})"] * 4) + r"\s*+\]")
 # Tried before a plain number; not where a digit follows, which would make "1,2345" the number 1,234.
-_THOUSANDS = r"[-+]?[0-9]{1,3}(?:,[0-9]{3})++(?:\.[0-9]*+)?(?![0-9])"
+# At most 16 groups: a longer run is several numbers, and is not read to its end again from each of its groups.
+_THOUSANDS = r"[-+]?[0-9]{1,3}(?:,[0-9]{3}){1,16}+(?:\.[0-9]*+)?(?![0-9])"
 _ANY_NUMBER = re.compile(rf"(?<![0-9])(?:{_THOUSANDS}|{_NUMBER})")
 _CHOICE = re.compile(r"\(?([A-Za-z])\)|([A-Za-z])\.?")
 _FENCE = re.compile(r"```(?:json)?\s*+(.*?)```", re.DOTALL)
@@ -130,6 +134,8 @@ def read_objects(answer: str | None) -> list[Thing] | None:
     """
     if answer is None or len(answer) > ANSWER_LIMIT:
         return None
+    if answer.strip().rstrip(".").casefold() == "none":  # VLM-R1's word for an empty list
+        return []
     value = _json_of(answer)
     items = [value] if isinstance(value, dict) else value
     return [thing_from(item) for item in items] if isinstance(items, list) else None
@@ -141,6 +147,20 @@ def thing_from(item: Any) -> Thing:
         return None, ""
     box = box_from(item.get("bbox_2d"))
     return (box, normal_text(item["label"])) if box else (None, "")
+
+
+def boxes_from(value: Any) -> list[Box] | None:
+    """The boxes of a parsed JSON value that is boxes throughout, else None.
+
+    It is one `[x1, y1, x2, y2]`, one object with such a list under `bbox_2d`, or a list of either (maybe empty).
+    """
+    one = box_from(value)
+    items = [value] if one or isinstance(value, dict) else value
+    if not isinstance(items, list):
+        return None
+    boxes = [box_from(item.get("bbox_2d") if isinstance(item, dict) else item) for item in items]
+    found = [box for box in boxes if box is not None]
+    return found if len(found) == len(boxes) else None
 
 
 def box_from(value: Any) -> Box | None:
@@ -189,9 +209,10 @@ def read_choice(answer: str | None) -> str | None:
 def normal_text(text: str) -> str:
     """Text as compared: NFKC, case folded, white space collapsed, outer quotes, final full stop dropped.
 
-    Without NFKC where more than `MARKS_LIMIT` combining marks follow each other: it sorts them in quadratic time.
+    Without NFKC where the text is longer than `NFKC_LIMIT`, and where more than `MARKS_LIMIT` combining marks follow
+    each other: it sorts them in quadratic time.
     """
-    if _longest_marks(text) <= MARKS_LIMIT:
+    if len(text) <= NFKC_LIMIT and _longest_marks(text) <= MARKS_LIMIT:
         text = unicodedata.normalize("NFKC", text)
     plain = " ".join(text.casefold().split())
     plain = plain.removesuffix(".").rstrip()
@@ -210,6 +231,27 @@ def _longest_marks(text: str) -> int:
         run = run + 1 if unicodedata.combining(char) else 0
         longest = max(longest, run)
     return longest
+
+
+def json_value(answer: str | None) -> tuple[bool, Any]:
+    """(True, value) of an answer that is one JSON value and nothing else, possibly in a code fence; (False, None) else.
+
+    Strict: NaN and Infinity, which Python's reader takes, are no JSON.
+    """
+    if answer is None or len(answer) > ANSWER_LIMIT:
+        return False, None
+    whole = answer.strip()
+    fence = _FENCE.match(whole)
+    if fence is not None and fence.end() == len(whole):
+        whole = fence[1]
+    try:
+        return True, json.loads(whole, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return False, None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _json_of(answer: str) -> Any:

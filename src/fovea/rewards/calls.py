@@ -84,6 +84,9 @@ def call(name: str, batch: Batch, lifetime: float | None = None) -> Outcome | No
         if one is None:
             return None
         seed_everything(batch.seed, batch.step, batch.problem.id, name)
+        if one.style == "group":
+            values = one.function(batch.texts, batch.problem)
+            return Called(values=tuple(checked(value) for value in values), parts={}, metrics={})
         return _call_trl(one, batch) if one.style == "trl" else _call_fovea(one, batch)
     except BaseException as error:  # SystemExit and KeyboardInterrupt of the user's code as well
         return Fault(kind="raised", detail=describe(error))
@@ -225,7 +228,7 @@ def missing_columns(name: str, problem: Problem) -> tuple[list[str], list[str]] 
         for parameter in inspect.signature(one.function).parameters.values()
         if parameter.kind in positional and parameter.default is inspect.Parameter.empty
     ]
-    lacking = [] if one.style == "fovea" else [parameter for parameter in wanted if parameter not in given]
+    lacking = [] if one.style != "trl" else [parameter for parameter in wanted if parameter not in given]
     return lacking, list(columns_of(problem))
 
 

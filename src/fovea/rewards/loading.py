@@ -10,6 +10,7 @@ Not here: calling it (`calls.py`).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -24,7 +25,8 @@ from types import CodeType
 from typing import Any, Literal
 
 FaultKind = Literal["timeout", "died", "raised", "length", "type", "not_finite"]
-Style = Literal["fovea", "trl"]
+Style = Literal["fovea", "trl", "group"]
+"""`group`: a built-in reward that asks outside, f(texts, problem) -> a number or a Fault for each text."""
 Form = Literal["text", "chat"]
 
 
@@ -44,6 +46,8 @@ class Source:
     to the Python API."""
     pickled: bytes | None = None
     """The function itself by cloudpickle (closures, lambdas and functions of `__main__` included)."""
+    options: dict[str, Any] | None = None
+    """Of the built-in reward `judge`, which works in a worker as a function of the user's; None for those."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +80,10 @@ def find_function(source: Source) -> Callable[..., Any]:
 
     Raises whatever loading it raises, and LookupError where the file or module has no such function.
     """
+    if source.options is not None:
+        from fovea.rewards.judge import score_group
+
+        return functools.partial(score_group, **source.options)
     if source.pickled is not None:
         import cloudpickle
 
@@ -229,12 +237,15 @@ def load(source: Source, form: Literal["auto", "text", "chat"] = "auto") -> dict
     """Load a function into this worker; {"style", "form", "code"} or the fault that kept it from loading."""
     try:
         function = find_function(source)
-        one = Loaded(
-            function=function,
-            style=style_of(function),
-            form=form_of(function) if form == "auto" else form,
-            code=code_of(function),
-        )
+        if source.options is not None:
+            one = Loaded(function=function, style="group", form="text", code=_code_of_judge(function))
+        else:
+            one = Loaded(
+                function=function,
+                style=style_of(function),
+                form=form_of(function) if form == "auto" else form,
+                code=code_of(function),
+            )
     except LookupError as error:
         # KeyError and IndexError are LookupErrors too, but those come from the user's file.
         detail = str(error) if type(error) is LookupError else describe(error)
@@ -243,6 +254,12 @@ def load(source: Source, form: Literal["auto", "text", "chat"] = "auto") -> dict
         return Fault(kind="raised", detail=describe(error))
     LOADED[source.name] = one
     return {"style": one.style, "form": one.form, "code": one.code}
+
+
+def _code_of_judge(function: Any) -> str:
+    """`code_of` but for where its cache is, which a moved run folder changes."""
+    options = {name: value for name, value in function.keywords.items() if name != "cache"}
+    return code_of(functools.partial(function.func, **options))
 
 
 def describe(error: BaseException) -> str:

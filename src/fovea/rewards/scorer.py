@@ -21,9 +21,12 @@ from typing import Any, Literal
 import numpy as np
 
 from fovea.rewards.calls import Batch
-from fovea.rewards.functions import REWARDS, check_weights, is_reference, weigh
+from fovea.rewards.functions import REWARDS, asks_outside, check_weights, is_reference, weigh
 from fovea.rewards.journal import HEAD, Entry, Journal, RewardEvent, hash_texts
+from fovea.rewards.judge import judge_of
 from fovea.rewards.loading import Fault, Source
+from fovea.rewards.matching import Compat
+from fovea.rewards.options import Options, plain_sum, with_compat
 from fovea.rewards.workers import Search, Worker, default_memory
 from fovea.types import Problem, RunFailed, UserError, occurrences
 
@@ -90,6 +93,8 @@ class Scorer:
     sources: tuple[Source, ...]
     settings: ScorerSettings
     journal: Journal
+    options: Options = field(default_factory=dict)
+    """Of the built-in rewards, checked (`options.with_compat`)."""
     counts: dict[str, float] = field(default_factory=dict)
     _workers: list[Worker] = field(default_factory=list)
     _logged: dict[str, list[float]] = field(default_factory=dict)
@@ -97,7 +102,6 @@ class Scorer:
 
     def __post_init__(self) -> None:
         self._own = {source.name for source in self.sources}
-        self._builtin = {name: weight for name, weight in self.weights.items() if name not in self._own}
         self._short = short_names(list(self.weights))
         memory = self.settings.memory_bytes if self.settings.memory_bytes is not None else default_memory()
         if self.sources:
@@ -127,8 +131,8 @@ class Scorer:
         the problems do not have, a built-in reward for other answers. No function of the user's is called.
         """
         for problem in problems:
-            if self._builtin:
-                weigh([""], problem, self._builtin)
+            if inside := self._inside(problem):
+                weigh([""], problem, inside, options=self.options)
             for name in self._own:
                 lacking, there = self._workers[0].missing_columns(name, problem)
                 if lacking:
@@ -136,6 +140,14 @@ class Scorer:
                         f"The reward {name!r} needs {', '.join(lacking)}, which problems of {problem.task} do not "
                         f"have; rename the parameter to one of {', '.join(there)}, or give it a default."
                     )
+
+    def _inside(self, problem: Problem) -> dict[str, float]:
+        """The weights of the rewards that this process computes for a problem."""
+        return {name: weight for name, weight in self.weights.items() if not self._outside(name, problem)}
+
+    def _outside(self, name: str, problem: Problem) -> bool:
+        """Whether a worker computes it: functions of the user's, `judge`, and `accuracy` where the judge decides."""
+        return name in self._own and (name not in REWARDS or asks_outside(name, problem))
 
     def describe(self) -> dict[str, dict[str, str]]:
         """Name → {"style", "form", "code"} of the user's functions (after `check`), for run.json."""
@@ -214,9 +226,12 @@ class Scorer:
         metrics: dict[str, float] = {}
         failed: list[Entry] = []
         rescued: list[tuple[str, str]] = []
-        built = weigh(job.texts, job.problem, self._builtin)[1] if self._builtin else {}
+        tokens = None if job.token_ids is None else [len(ids) for ids in job.token_ids]
+        built: dict[str, np.ndarray] = {}
+        if inside := self._inside(job.problem):
+            built = weigh(job.texts, job.problem, inside, options=self.options, tokens=tokens)[1]
         for name in self.weights:
-            if name not in self._own:
+            if name in inside:
                 parts[name] = built[name]
                 continue
             assert worker is not None, "a function of the user's has a worker"
@@ -288,8 +303,9 @@ class Scorer:
             text_head=job.texts[i][:HEAD],
         )
         if self.settings.on_error == "stop":
+            fix = "see to the judge" if name in REWARDS else "correct the function"
             raise RunFailed(
-                f"{event.sentence()}; correct the function, or set on_reward_error=zero to count such completions "
+                f"{event.sentence()}; {fix}, or set on_reward_error=zero to count such completions "
                 f"as {self.settings.error_value:g}."
             )
         return event
@@ -339,13 +355,16 @@ def make_scorer(
     audits: Sequence[str] = (),
     settings: ScorerSettings | None = None,
     journal: Path | None = None,
+    options: Options | None = None,
+    compat: Compat = None,
 ) -> Scorer:
     """The scorer of a run.
 
     `weights`: name → weight; a name is a built-in reward, `path/file.py:function`, `package.module:function` or a key
     of `functions` (any callable of either signature, closures included). `audits`: more rewards by name that are
     computed and never rewarded (names that are no reward are left to `fovea.audits`). `journal`: see `journal.py`.
-    Raises UserError for an unknown name, a weight that is not finite and a function that cannot be pickled.
+    `options`, `compat`: of built-in rewards, as in `functions.weigh`.
+    Raises UserError for an unknown name or option, a weight that is not finite and a function that cannot be pickled.
     """
     given = dict(functions or {})
     clash = sorted(set(given) & set(REWARDS))
@@ -354,17 +373,23 @@ def make_scorer(
     check_weights(weights, known=tuple(given))
     extra = [name for name in audits if name in REWARDS or name in given or is_reference(name)]
     every = dict(weights) | {name: 0.0 for name in extra if name not in weights}
+    known = with_compat(REWARDS, options, compat)
+    asked = known.get("judge", {})
     sources = []
     for name in every:
         if name in given:
             sources.append(Source(name=name, pickled=_pickled(name, given[name])))
         elif name not in REWARDS:
             sources.append(Source(name=name))
+        elif name == "judge" or (name == "accuracy" and asked.get("url")):
+            judge_of(asked)  # refused here rather than in the worker
+            sources.append(Source(name=name, options=dict(asked)))
     return Scorer(
-        weights=every,
+        weights=plain_sum(every, compat),
         sources=tuple(sources),
         settings=settings or ScorerSettings(),
         journal=Journal(journal),
+        options=known,
     )
 
 

@@ -24,8 +24,10 @@ PACKAGES = ("torch", "torchvision", "transformers", "peft", "numpy", "pillow", "
 
 
 def run_folder(run: Run) -> Path:
-    """Where a run is written: its `run_dir`, or runs/RECIPE-seedSEED."""
-    return Path(run.run_dir or f"runs/{Path(run.recipe).stem or 'run'}-seed{run.seed}")
+    """Where a run is written: its `run_dir`, or runs/RECIPE-seedSEED (vlm_r1/rec: runs/vlm_r1-rec-seed0)."""
+    file = Path(run.recipe).suffix in (".yaml", ".yml")
+    name = Path(run.recipe if file else run.recipe.replace("/", "-")).stem
+    return Path(run.run_dir or f"runs/{name or 'run'}-seed{run.seed}")
 
 
 def describe_run(run: Run) -> dict[str, Any]:
@@ -48,10 +50,8 @@ def reproduce_command(run: Run) -> str:
     except UserError:  # built in code or the file is gone: everything that differs from the defaults
         base = Run(recipe=run.recipe)
     ours, theirs = run.model_dump(mode="json"), base.model_dump(mode="json")
-    if (run.task, run.data) != (
-        base.task,
-        base.data,
-    ):  # then the recipe's rewards hold only where they are named
+    other_file = run.data != base.data and base.data is None
+    if run.task != base.task or other_file:  # then the recipe's rewards hold only where they are named
         theirs["rewards"] = {"": 0} if run.rewards else {}
     overrides = list(_differences(ours, theirs, ""))
     return shlex.join(["fovea", "train", run.recipe or "RECIPE", *overrides])

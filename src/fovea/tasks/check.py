@@ -19,13 +19,16 @@ from typing import Any
 from PIL import Image
 
 from fovea.boxes import fill
+from fovea.config import ProblemsSection
 from fovea.rewards import correct, default_rewards, weigh
 from fovea.rewards.answers import box_from, finite, read_choice
 from fovea.statistics import wilson
 from fovea.tasks.chance import blind_chance
-from fovea.tasks.data import Finding, chance_of, open_source, read_rows
+from fovea.tasks.data import Finding, chance_of, read_all
 from fovea.tasks.pictures import MEGAPIXELS
 from fovea.tasks.records import Row, to_problem
+from fovea.tasks.sources import Files, open_sources
+from fovea.tasks.tables import HUB
 from fovea.types import AnswerKind, BoxFrame, Problem, Task, UserError, picture_sizes
 
 _KINDS = typing.get_args(AnswerKind)
@@ -53,6 +56,8 @@ class Report:
     """Measured: the share of good samples that the best constant reply gets right."""
     declared: float | None
     """The task's own figure; None for files."""
+    notes: tuple[str, ...] = ()
+    """What was left out of files and why, a clause each."""
 
     def record(self) -> dict[str, Any]:
         """Plain JSON, as `fovea tasks check --json` prints it."""
@@ -62,24 +67,30 @@ class Report:
             "bad": [{"file": f.file, "line": f.line, "problem": f.problem, "fix": f.fix} for f in self.bad],
             "chance": self.chance,
             "declared_chance": self.declared,
+            "notes": list(self.notes),
         }
 
 
 def check_task(
-    task: str | Path | Task,
+    task: Files | Task,
     n: int = 200,
     *,
-    images: str | Path | None = None,
+    images: Files | None = None,
     split: str = "train",
     seed: int = 0,
     verify: bool = True,
     megapixels: float = MEGAPIXELS,
+    problems: ProblemsSection | None = None,
+    download: bool = False,
 ) -> Report:
     """Check a built-in task by name, the first `n` problems of any `Task`, or all of a file or folder by its path.
 
     A text is a task's name if there is such a task, else a path. `split` and `seed` belong to names, `images`,
-    `verify` and `megapixels` to files (as in `open_data`). Raises UserError if there is nothing to check.
+    `verify`, `megapixels`, `problems` and `download` to files (as in `open_data`). Raises UserError if there is
+    nothing to check.
     """
+    if isinstance(task, Sequence) and not isinstance(task, str):
+        return _check_files(task, images, verify, megapixels, problems, download)
     if not isinstance(task, str | Path):
         return _check_problems(task, n)
     from fovea.tasks import TASKS, open_task  # the table of tasks imports this module
@@ -87,37 +98,45 @@ def check_task(
     name = str(task)
     if name.partition("@")[0] in TASKS:
         return _check_problems(open_task(name, split, seed), n)
-    path = Path(task)
-    if not path.suffix and not path.exists():
+    if not name.startswith(HUB) and not Path(task).suffix and not Path(task).exists():
         open_task(name)  # neither a file nor a task: says which task is near
-    return _check_file(path, images, verify, megapixels)
+    return _check_files(task, images, verify, megapixels, problems, download)
 
 
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _check_file(path: Path, images: str | Path | None, verify: bool, megapixels: float) -> Report:
-    source = open_source(path, images)
-    rows, bad = read_rows(source, verify=verify, megapixels=megapixels)
+def _check_files(
+    files: Files,
+    images: Files | None,
+    verify: bool,
+    megapixels: float,
+    problems: ProblemsSection | None,
+    download: bool,
+) -> Report:
+    sources = open_sources(files, images, problems=problems, download=download)
+    rows, bad = read_all(sources, verify=verify, megapixels=megapixels)
     found = [
-        Finding(file=source.file, line=row.number, problem=problem, fix=fix, unit=source.unit)
+        Finding(file=row.file, line=row.number, problem=problem, fix=fix, unit=row.unit)
         for row in rows
-        for problem, fix in _wrong_target(row, source.name, source.file)
+        for problem, fix in _wrong_target(row)
     ]
-    lost = {finding.line for finding in found}
-    good = [row for row in rows if row.number not in lost]
-    findings = sorted([*bad, *found], key=lambda finding: finding.line or 0)
+    lost = {(finding.file, finding.line) for finding in found}
+    good = [row for row in rows if (row.file, row.number) not in lost]
+    order = {source.file: place for place, source in enumerate(sources)}
+    findings = sorted([*bad, *found], key=lambda finding: (order[finding.file], finding.line or 0))
     return Report(
-        name=source.name,
+        name="+".join(source.name for source in sources),
         n=len(rows) + sum(finding.line is not None for finding in bad),
         bad=tuple(findings),
         chance=chance_of(good),
         declared=None,
+        notes=tuple(f"{source.file}: {note}" for source in sources for note in source.notes),
     )
 
 
-def _wrong_target(row: Row, task: str, file: str) -> Iterator[tuple[str, str]]:
-    problem = to_problem(row, task, file)
+def _wrong_target(row: Row) -> Iterator[tuple[str, str]]:
+    problem = to_problem(row, "")
     if not correct(_reply(problem), problem):
         yield (
             f"the target {(row.target or '')[:60]!r} is not right by the line's own answer",
@@ -228,6 +247,7 @@ def _wrong_answer(problem: Problem) -> tuple[str, str] | None:
         "number": lambda: finite(_numeral(answer)) is not None,
         "choice": lambda: isinstance(answer, str) and read_choice(answer) is not None,
         "text": lambda: (isinstance(answer, str) and bool(answer.strip())) or finite(answer) is not None,
+        "math": lambda: (isinstance(answer, str) and bool(answer.strip())) or finite(answer) is not None,
     }
     if not fits[problem.kind]():
         what, fix = _says(problem, "answer", answer, _ANSWERS[problem.kind])
@@ -248,6 +268,7 @@ _ANSWERS = {
     "number": "give one finite plain number",
     "choice": 'give one letter, for example "B"',
     "text": "give a text that is not empty",
+    "math": 'give LaTeX or plain mathematics as a text, for example "x^2-1"',
 }
 
 

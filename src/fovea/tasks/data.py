@@ -1,9 +1,7 @@
-"""The user's own problems as a task: `open_data` opens a file or folder, `read_data` says all that is wrong with it.
+"""The user's own problems as a task: `open_data` opens files or folders, `read_data` says all that is wrong with them.
 
-    my.jsonl          one problem a line, plain or VLM-R1's schema (`fovea.tasks.records`)
-    my.parquet, or a folder written by `save_to_disk`: the extra [data] (`fovea.tasks.tables`)
-    a folder with metadata.jsonl: JSONL whose "file_name" is the picture (the imagefolder convention)
-    a folder with one subfolder a class: "What is in the picture?", answered by the subfolder's name
+Which forms there are says `fovea.tasks.sources`. Several files become one task; an id that two of them have gets its
+file's name in front.
 
 Everything is checked before the first problem is taken, pictures included: each is decoded once, because a run
 must not stop after hours at a truncated file. `verify=False` reads their headers only.
@@ -13,34 +11,27 @@ Not here: pictures without questions (`fovea.tasks.pictures.open_pictures`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from fovea.config import ProblemsSection
 from fovea.tasks.chance import blind_chance
-from fovea.tasks.jsonl import read_lines
-from fovea.tasks.pictures import (
-    MEGAPIXELS,
-    BadPicture,
-    FileRef,
-    Ref,
-    Size,
-    picture_files,
-    verify_all,
-)
-from fovea.tasks.records import BadLine, Draft, Row, finish, read_record, to_problem
-from fovea.tasks.tables import is_saved_dataset, read_table
+from fovea.tasks.kinds import BadLine
+from fovea.tasks.pictures import MEGAPIXELS, BadPicture, FileRef, Ref, Size, verify_all
+from fovea.tasks.records import Draft, Row, finish, read_record, to_problem
+from fovea.tasks.sources import Files, Source, open_sources
 from fovea.types import AnswerKind, Problem, UserError
 
 Part = Literal["all", "train", "heldout"]
 
 EVERY = 10
-"""Without a validation file every tenth line is held out."""
+"""Without a validation file every tenth line is held out; of files of annotations every tenth picture."""
 CHUNK = 512
 """Lines whose pictures are checked together."""
 
@@ -65,34 +56,31 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """Where lines come from."""
-
-    name: str
-    """Of the task."""
-    file: str
-    """For messages."""
-    folder: Path
-    """What picture names are relative to."""
-    lines: Iterable[tuple[int, Any]]
-    """(number, parsed JSON or BadLine)."""
-    unit: str = "line"
-    lenient: bool = False
-    """See `records.read_record`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DataTask:
     """A finite task, taken in a fresh seeded order every epoch. Pictures are decoded when they are looked at."""
 
     name: str
-    file: str
+    files: tuple[str, ...]
+    """As the user named them."""
     kind: AnswerKind
+    """That of the first line."""
     rows: tuple[Row, ...]
     seed: int
     shuffle: bool = True
     chance: float = 0.0
     unit: str = "line"
+    """What a row is: line, row, entry, picture."""
+    notes: tuple[str, ...] = ()
+    """What was left out when the files were read, a clause each."""
+    by_picture: bool = False
+    """Held out is every tenth picture, with all its problems."""
+    instructions: Mapping[AnswerKind, str] | None = None
+    """Of a task of several kinds: what is appended to each question, by its kind."""
+
+    @property
+    def file(self) -> str:
+        """For messages."""
+        return " and ".join(self.files)
 
     @property
     def size(self) -> int:
@@ -110,7 +98,9 @@ class DataTask:
         epoch, offset = divmod(position, len(self.rows))
         if self.shuffle:
             offset = int(_order(self.seed, epoch, len(self.rows))[offset])
-        return to_problem(self.rows[offset], self.name, self.file, self.unit)
+        problem = to_problem(self.rows[offset], self.name)
+        told = (self.instructions or {}).get(problem.kind)
+        return problem if told is None else replace(problem, question=f"{problem.question}\n{told}")
 
 
 @lru_cache(maxsize=4)
@@ -119,46 +109,66 @@ def _order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def open_data(
-    path: str | Path,
-    images: str | Path | None = None,
+    path: Files,
+    images: Files | None = None,
     *,
     part: Part = "all",
     seed: int = 0,
     shuffle: bool = True,
     verify: bool = True,
     megapixels: float = MEGAPIXELS,
+    problems: ProblemsSection | None = None,
+    strict: bool = True,
+    download: bool = False,
 ) -> DataTask:
-    """Read and check a file or folder of problems. `part`: "all", "train" (without every tenth line) or "heldout".
+    """Read and check a file or folder of problems, or several. `part`: as in `part_of`.
 
-    `images`: what relative picture names start from; default: the file's own folder. `verify`: decode every
-    picture once. Larger ones than `megapixels` are refused. Raises UserError naming the first bad line and how
-    many there are.
+    `images`: what relative picture names start from, one folder or one for each file; default: the file's own.
+    `verify`: decode every picture once. Larger ones than `megapixels` are refused. `problems`, `strict`, `download`:
+    as in `sources.open_source`. Raises UserError naming the first bad line and how many there are.
     """
-    source = open_source(path, images)
-    rows, bad = read_rows(source, verify=verify, megapixels=megapixels)
+    sources = open_sources(path, images, problems=problems, strict=strict, download=download)
+    rows, bad = read_all(sources, verify=verify, megapixels=megapixels)
+    unit = sources[0].unit
     if bad:
-        more = (
-            f" ({len(bad) - 1} more bad {source.unit}s; fovea tasks check names all)" if len(bad) > 1 else ""
-        )
+        more = f" ({len(bad) - 1} more bad {unit}s; fovea tasks check names all)" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{more}")
-    kept = [
-        row for i, row in enumerate(rows) if part == "all" or (i % EVERY == EVERY - 1) == (part == "heldout")
-    ]
-    if not kept:
-        raise UserError(
-            f"{path} has only {len(rows)} {source.unit}s; every {EVERY}th is held out, so give at least {EVERY}, "
-            "or name a file with validation_data=FILE."
-        )
-    return DataTask(
-        name=source.name,
-        file=source.file,
-        kind=kept[0].kind,
-        rows=tuple(kept),
+    task = DataTask(
+        name="+".join(source.name for source in sources),
+        files=tuple(source.file for source in sources),
+        kind=rows[0].kind,
+        rows=tuple(rows),
         seed=seed,
         shuffle=shuffle,
-        chance=chance_of(kept),
-        unit=source.unit,
+        chance=chance_of(rows),
+        unit=unit,
+        notes=tuple(f"{source.file}: {note}" for source in sources for note in source.notes),
+        by_picture=any(source.by_picture for source in sources),
     )
+    return part_of(task, part)
+
+
+def part_of(task: DataTask, part: Part) -> DataTask:
+    """The task of some of the lines: "all", "train" (without every tenth) or "heldout" (every tenth).
+
+    Where pictures are held out instead (`by_picture`), it is every tenth in the order of their first line.
+    Raises UserError where there are too few.
+    """
+    if part == "all":
+        return task
+    places: dict[Any, int] = {}
+    if task.by_picture:
+        where = [places.setdefault(row.refs[:1], len(places)) for row in task.rows]
+    else:
+        where = list(range(len(task.rows)))
+    kept = [row for row, i in zip(task.rows, where) if (i % EVERY == EVERY - 1) == (part == "heldout")]
+    if not kept:
+        unit, n = ("picture", len(places)) if task.by_picture else (task.unit, len(task.rows))
+        raise UserError(
+            f"{task.file} has only {n} {unit}s; every {EVERY}th is held out, so give at least {EVERY}, "
+            "or name a file with validation_data=FILE."
+        )
+    return replace(task, rows=tuple(kept), kind=kept[0].kind, chance=chance_of(kept))
 
 
 def chance_of(rows: list[Row]) -> float:
@@ -168,94 +178,34 @@ def chance_of(rows: list[Row]) -> float:
 
 
 def read_data(
-    path: str | Path,
-    images: str | Path | None = None,
+    path: Files,
+    images: Files | None = None,
     *,
     verify: bool = True,
     megapixels: float = MEGAPIXELS,
+    problems: ProblemsSection | None = None,
+    download: bool = False,
 ) -> tuple[list[Row], list[Finding]]:
     """All good lines and everything that is wrong, in one pass. Raises UserError if there is nothing to read."""
-    return read_rows(open_source(path, images), verify=verify, megapixels=megapixels)
-
-
-# --- from a path to lines ---------------------------------------------------------------------------------
-
-
-def open_source(path: str | Path, images: str | Path | None = None) -> Source:
-    """What the path holds, by its ending or what lies in the folder. Raises UserError."""
-    file = Path(path)
-    try:
-        there, is_folder, is_file = file.exists(), file.is_dir(), file.is_file()
-    except OSError as error:
-        raise UserError(f"{str(path)[:200]} cannot be opened ({error.strerror}); correct its name.") from None
-    if not there:
-        raise UserError(f"The data file {path} does not exist; correct its name.")
-    base = Path(images) if images is not None else file if is_folder else file.parent
-    if not base.is_dir():
-        raise UserError(f"The picture folder {base} does not exist; set images=FOLDER.")
-    if is_folder:
-        return _folder(file, base)
-    if not is_file:
-        raise UserError(f"{path} is not a file that can be read twice; write it to a JSONL file.")
-    if file.suffix == ".parquet":
-        lines = read_table(file, base)
-        return Source(name=file.stem, file=str(path), folder=base, lines=lines, unit="row", lenient=True)
-    return Source(name=file.stem, file=str(path), folder=base, lines=_readable(file))
-
-
-def _readable(file: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        yield from read_lines(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); check its permissions.") from None
-
-
-def _folder(folder: Path, base: Path) -> Source:
-    if is_saved_dataset(folder):
-        lines = read_table(folder, base)
-        return Source(name=folder.name, file=str(folder), folder=base, lines=lines, unit="row", lenient=True)
-    listed = folder / "metadata.jsonl"
-    if listed.is_file():
-        return Source(
-            name=folder.resolve().name,
-            file=str(listed),
-            folder=base,
-            lines=((number, _named(record)) for number, record in _readable(listed)),
-        )
-    return Source(
-        name=folder.resolve().name,
-        file=str(folder),
-        folder=folder,
-        lines=_classes(folder),
-        unit="picture",
-    )
-
-
-def _named(record: Any) -> Any:
-    """`file_name` and `file_names` of the imagefolder convention as `images`."""
-    if not isinstance(record, dict) or "conversations" in record:
-        return record
-    alias = {"file_name": "image", "file_names": "images"}
-    return {alias.get(key, key): value for key, value in record.items()}
-
-
-def _classes(folder: Path) -> list[tuple[int, Any]]:
-    """A question for every picture of a folder with one subfolder a class. Raises UserError for any other folder."""
-    paths = [path.relative_to(folder) for path in picture_files(folder)]
-    names = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
-    if len(names) < 2 or any(len(path.parts) < 2 for path in paths):
-        raise UserError(
-            f"The folder {folder} holds pictures but no questions; add metadata.jsonl with file_name, question "
-            "and answer, or one subfolder for each class."
-        )
-    question = f"What is in the picture? Answer with one of: {', '.join(names)}."
-    return [
-        (number, {"image": str(path), "question": question, "answer": path.parts[0], "kind": "text"})
-        for number, path in enumerate(paths, 1)
-    ]
+    sources = open_sources(path, images, problems=problems, download=download)
+    return read_all(sources, verify=verify, megapixels=megapixels)
 
 
 # --- from lines to rows -----------------------------------------------------------------------------------
+
+
+def read_all(
+    sources: Sequence[Source], *, verify: bool = True, megapixels: float = MEGAPIXELS
+) -> tuple[list[Row], list[Finding]]:
+    """`read_rows` of each source. An id that two sources have gets its file's name in front: "a/7" and "b/7"."""
+    found = [read_rows(source, verify=verify, megapixels=megapixels) for source in sources]
+    shared = Counter(row_id for rows, _ in found for row_id in {row.id for row in rows})
+    names = Counter(source.name for source in sources)
+    rows: list[Row] = []
+    for place, (source, (own, _)) in enumerate(zip(sources, found), 1):
+        label = source.name if names[source.name] == 1 else f"{source.name}#{place}"
+        rows += [replace(row, id=f"{label}/{row.id}") if shared[row.id] > 1 else row for row in own]
+    return rows, [finding for _, bad in found for finding in bad]
 
 
 def read_rows(
@@ -272,7 +222,7 @@ def read_rows(
         checked |= verify_all(fresh, megapixels, whole=verify)
         for number, draft, refs in chunk:
             try:
-                row = _row(draft, refs, number, source.name, checked, megapixels)
+                row = _row(draft, refs, number, source, checked, megapixels)
                 if row.id in seen:
                     raise BadLine(
                         f"the id {row.id[:80]!r} is already that of {source.unit} {seen[row.id]}",
@@ -315,7 +265,7 @@ def _row(
     draft: Draft | BadLine,
     refs: tuple[Ref, ...],
     number: int,
-    task: str,
+    source: Source,
     checked: dict[Ref, Size | BadPicture],
     megapixels: float,
 ) -> Row:
@@ -327,4 +277,6 @@ def _row(
         if isinstance(found, BadPicture):
             raise found
         sizes.append(found)
-    return finish(draft, task, number, refs, tuple(sizes), megapixels)
+    return finish(
+        draft, source.name, number, refs, tuple(sizes), megapixels, file=source.file, unit=source.unit
+    )

@@ -1,4 +1,4 @@
-"""Lines of a JSONL file as JSON objects, each with its number; what is not one is a `BadLine`.
+"""JSON files: lines of a JSONL file, each with its number (what is no JSON is a `BadLine`), and one value a file.
 
 Not here: what an object must hold (`fovea.tasks.records`), opening a task of them (`fovea.tasks.data`).
 """
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from fovea.tasks.records import BadLine
+from fovea.tasks.kinds import BadLine
+from fovea.types import UserError
 
 LINE_BYTES = 16_000_000
 """A longer line is refused without being read whole: a file without line ends must not fill the memory."""
@@ -33,6 +34,47 @@ def read_lines(file: Path) -> Iterator[tuple[int, Any]]:
                     yield number, parse(line)
                 except BadLine as error:
                     yield number, error
+
+
+def read_json(file: Path) -> Any:
+    """The one JSON value that a file is, or None where it holds a value a line (JSONL by another name).
+
+    The file is parsed whole: COCO's instances_train2017.json, 450 MB, takes some 3 GB of memory while it is read.
+    Raises UserError for anything else, naming the place, and OSError if it cannot be read.
+    """
+    data = file.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{file} is UTF-16; save it as UTF-8.")
+    try:
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 (byte {error.start + 1}); save it as UTF-8.") from None
+    del data
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        if _one_a_line(text):
+            return None
+        raise UserError(
+            f"{file} is not JSON ({error.msg} at line {error.lineno}, column {error.colno}); write it again."
+        ) from None
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply; write flat objects.") from None
+    except ValueError as error:  # NaN (below); a number of more than 4,300 digits
+        if _one_a_line(text):
+            return None
+        raise UserError(
+            f"{file} is not JSON ({str(error).split(';')[0][:80]}); write finite numbers."
+        ) from None
+
+
+def _one_a_line(text: str) -> bool:
+    """Whether the first line that is not blank is a whole JSON object, or there is none at all."""
+    first = next((line for line in text[:LINE_BYTES].splitlines() if line.strip()), "{}")
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _bounded(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:

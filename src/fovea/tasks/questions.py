@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Asked:
     """What a teacher thinks before (for the `think` style), with the same placeholders."""
     box_image: int = 0
     """Which picture the boxes of the answer belong to."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Plain JSON that the problem keeps (`Problem.meta`); never shown to a model."""
 
 
 Ask = Callable[[np.random.Generator, Split], Asked]

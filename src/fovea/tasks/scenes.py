@@ -251,17 +251,20 @@ def compose(
     split: Split = "train",
     size: tuple[int, int] = (64, 64),
     side: tuple[int, int] = (14, 26),
+    behind: np.ndarray | None = None,
 ) -> Scene:
     """A scene of `count` things that do not overlap, on a background of the split's pool.
 
-    `labels` fixes what some of them are; `side` is the range of their height in pixels. When a thing finds no
-    free place in 60 tries the scene begins anew with smaller things, so that `count` is always met.
+    `behind`: RGB [height, width, 3] of this size instead of a background of the pool. `labels` fixes what some of
+    them are; `side` is the range of their height in pixels. When a thing finds no free place in 60 tries the scene
+    begins anew with smaller things, so that `count` is always met.
     """
     width, height = size
     start, stop = BACKGROUNDS[split]
     largest = side[1]
     while True:
-        canvas = background(int(rng.integers(start, stop)), width, height).astype(np.float32)
+        drawn = background(int(rng.integers(start, stop)), width, height) if behind is None else behind
+        canvas = drawn.astype(np.float32)
         things: list[Thing] = []
         for index in range(count):
             wanted = labels[index] if labels is not None else None

@@ -2,14 +2,17 @@
 
 The table stays on disk (memory-mapped Arrow; the `datasets` library writes a parquet file once into its own cache
 for that), so that any row can be read in any order. Columns: those of `fovea.tasks.records` (`problem` and
-`solution` are read as `question` and `answer`), others are ignored. A picture is a cell of bytes,
-{"bytes", "path"}, a file name, or a list of those.
+`solution` are read as `question` and `answer`, `qid` as `id`); texts and numbers in others are kept as `meta`
+(ViRL39K's pass rates, for example), the rest is ignored. A picture is a cell of bytes, {"bytes", "path"}, a file
+name, or a list of those.
 
-Not here: hub names. Save the dataset first: `datasets.load_dataset(NAME, split="train").save_to_disk(FOLDER)`.
+`hub:OWNER/NAME@SPLIT` is a dataset of the Hugging Face hub, fetched by `datasets` into its own cache; only with
+download=true. Not here: what a row means (`fovea.tasks.records`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +20,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from fovea.tasks.kinds import BadLine
 from fovea.tasks.pictures import BadPicture, CellRef, FileRef, Ref
-from fovea.tasks.records import KEYS, BadLine
+from fovea.tasks.records import KEYS
 from fovea.types import UserError
 
-ALIASES = {"problem": "question", "solution": "answer"}
+ALIASES = {"problem": "question", "solution": "answer", "qid": "id"}
+HUB = "hub:"
+LONGEST_TEXT = 10_000
+"""A longer text in a column of another name is not kept: it is a picture in base64 or a whole page."""
 PICTURES = ("image", "images")
 
 
@@ -59,19 +66,49 @@ def read_table(path: Path, folder: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(
             f"{path} holds several parts ({', '.join(parts)}); name one, for example {path / (parts or ['train'])[0]}."
         )
-    table = Table(path=str(path), stamp=head.stat().st_mtime_ns)
+    return _records(Table(path=str(path), stamp=head.stat().st_mtime_ns), folder)
+
+
+def read_hub(name: str, folder: Path, *, download: bool) -> Iterator[tuple[int, Any]]:
+    """As `read_table`, of `hub:OWNER/NAME` or `hub:OWNER/NAME@SPLIT` (default: train). Raises UserError."""
+    if not re.fullmatch(r"hub:\w[\w.-]*/\w[\w.-]*(@\w[\w.-]*)?", name):
+        raise UserError(f"{name[:200]!r} names no dataset; write hub:OWNER/NAME or hub:OWNER/NAME@SPLIT.")
+    if not download:
+        raise UserError(f"{name} would be fetched from the Hugging Face hub; allow it with download=true.")
+    return _records(Table(path=name, stamp=0), folder)
+
+
+def _records(table: Table, folder: Path) -> Iterator[tuple[int, Any]]:
     dataset = _dataset(table.path, table.stamp)
     columns = set(dataset.column_names)
     wanted = columns & (KEYS | {"conversations"})
     renamed = {old: new for old, new in ALIASES.items() if old in columns and new not in columns}
-    if not wanted and not renamed:
+    if not wanted - {"id"} and not set(renamed) - {"qid"}:
         raise UserError(
-            f"{path} has no column of problems (only {', '.join(sorted(columns))[:200] or 'none at all'}); "
+            f"{table.path} has no column of problems (only {', '.join(sorted(columns))[:200] or 'none at all'}); "
             "name them image, question and answer."
         )
-    chosen = dataset.select_columns(sorted(wanted | set(renamed)))
+    return _rows(dataset, sorted(wanted | set(renamed) | _plain(dataset)), renamed, table, folder)
+
+
+def _plain(dataset: Any) -> set[str]:
+    """The columns of texts, numbers and truth values."""
+    dtypes = {name: str(getattr(feature, "dtype", "")) for name, feature in dataset.features.items()}
+    plain = ("string", "large_string", "int", "uint", "float", "bool")
+    return {name for name, dtype in dtypes.items() if dtype.startswith(plain)}
+
+
+def _rows(
+    dataset: Any, columns: list[str], renamed: dict[str, str], table: Table, folder: Path
+) -> Iterator[tuple[int, Any]]:
+    known = KEYS | {"conversations"} | set(renamed)
+    chosen = dataset.select_columns(columns)
     for row in range(len(chosen)):
-        cells = {renamed.get(key, key): value for key, value in chosen[row].items() if value is not None}
+        cells = {
+            renamed.get(key, key): value
+            for key, value in chosen[row].items()
+            if value is not None and (key in known or _worth_keeping(value))
+        }
         if isinstance(cells.get("conversations"), dict):  # a list of structs, transposed by old `datasets`
             cells["conversations"] = [
                 dict(zip(cells["conversations"], values)) for values in zip(*cells["conversations"].values())
@@ -84,6 +121,11 @@ def read_table(path: Path, folder: Path) -> Iterator[tuple[int, Any]]:
             yield row + 1, error
             continue
         yield row + 1, cells
+
+
+def _worth_keeping(value: Any) -> bool:
+    """Whether a cell of a column of another name is kept: no endless text, no NaN (which is no JSON)."""
+    return len(value) <= LONGEST_TEXT if isinstance(value, str) else value == value
 
 
 def _refs(cell: Any, table: Table, row: int, column: str, folder: Path) -> list[Ref]:
@@ -112,6 +154,10 @@ def _dataset(path: str, stamp: int) -> Any:
             f"{path} needs the extra [data]; install it with pip install 'fovea-rl[data]', or write JSONL."
         ) from None
     try:
+        if path.startswith(HUB):
+            name, _, split = path.removeprefix(HUB).partition("@")
+            found = datasets.load_dataset(name, split=split or "train")
+            return found.cast(datasets.Features({k: _undecoded(v) for k, v in found.features.items()}))
         with _silent(datasets):
             saved = Path(path).is_dir()
             found = datasets.load_from_disk(path) if saved else datasets.Dataset.from_parquet(path)
@@ -120,6 +166,8 @@ def _dataset(path: str, stamp: int) -> Any:
     except Exception as error:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:160] or type(cause).__name__
+        if path.startswith(HUB):
+            raise UserError(f"{path} cannot be fetched ({reason}); correct its name or its split.") from None
         kind = "saved dataset" if Path(path).is_dir() else "parquet"
         raise UserError(f"{path} cannot be read as {kind} ({reason}); write it again.") from None
 

@@ -16,6 +16,8 @@ from fovea.models import Policy, load_policy
 from fovea.models.reference import open_reference
 from fovea.rewards import default_rewards
 from fovea.rewards.journal import Journal
+from fovea.rewards.judge import CACHE
+from fovea.rewards.options import plain_sum
 from fovea.rewards.scorer import Scorer, ScorerSettings, make_scorer
 from fovea.runlog import REWARD_JOURNAL, RunLog, check_run_folder, run_folder
 from fovea.training.bad_samples import BadSamples, largest_prompts
@@ -51,7 +53,8 @@ def open_session(
     loss_terms(run.algorithm)
     _refuse_idle(run, algorithm.beta)
     task, validation, held_out = tasks or open_tasks(run)
-    rewards = run.rewards or default_rewards(task.kind)
+    rewards, notes = _weights(run, run.rewards or default_rewards(task.kind))
+    notes += getattr(task, "notes", ())  # what was left out of its files
     folder = run_folder(run)
     check_run_folder(folder, resume=resume)
     scorer = _open_scorer(run, rewards, functions)
@@ -62,11 +65,10 @@ def open_session(
         log = held
         saved = _find_saved(held) if held else None
         policy = _open_policy(run, saved)
-        instruction = instruction_of(run, task.kind)
+        instruction = instruction_of(run, task)
         compared = algorithm.beta > 0 and run.method == "rl"
         check = policy.encode_target if run.method == "sft" else None
         largest = largest_prompts(policy, task, instruction, check, skip=run.on_bad_sample == "skip")
-        notes: list[str] = []
         check_memory(run, policy, largest, reference=compared, say=notes.append)
         log = held or RunLog(folder)
         log.notes.extend(notes)
@@ -106,6 +108,14 @@ def open_session(
     return session
 
 
+def _weights(run: Run, weights: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+    """The weights that count, and what is to be said if they are not the recipe's (`compat`)."""
+    counting = plain_sum(weights, run.compat)
+    lost = [f"rewards.{name}={weight:g}" for name, weight in weights.items() if weight != counting[name]]
+    note = f"compat={run.compat}: rewards are added up without weights: each of {', '.join(lost)} counts as 1."
+    return counting, [note] if lost else []
+
+
 def _open_scorer(run: Run, rewards: Mapping[str, float], functions: Functions | None) -> Scorer:
     gigabytes = run.reward_memory_gb
     settings = ScorerSettings(
@@ -118,7 +128,12 @@ def _open_scorer(run: Run, rewards: Mapping[str, float], functions: Functions | 
         memory_bytes=None if gigabytes is None else int(gigabytes * 2**30),
         form=run.reward_completions,
     )
-    return make_scorer(rewards, functions, audits=run.audits, settings=settings)
+    options = dict(run.reward_options)
+    if "judge" in options:  # a resumed run asks nothing twice
+        options["judge"] = {"cache": str(run_folder(run) / CACHE)} | options["judge"]
+    return make_scorer(
+        rewards, functions, audits=run.audits, settings=settings, options=options, compat=run.compat
+    )
 
 
 def _refuse_idle(run: Run, beta: float) -> None:

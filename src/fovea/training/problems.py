@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,7 +14,8 @@ from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models import Policy, load_policy
 from fovea.tasks import open_data, open_task
-from fovea.tasks.data import DataTask
+from fovea.tasks.data import DataTask, part_of
+from fovea.tasks.sources import Files, named_files
 from fovea.training.bad_samples import SCANNED
 from fovea.types import AnswerKind, Problem, Task, UserError
 
@@ -26,9 +28,25 @@ INSTRUCTIONS: Mapping[AnswerKind, str] = {
     "number": "Output the number inside <answer> </answer> tags.",
     "choice": "Output the letter of the right choice inside <answer> </answer> tags.",
     "text": "Output the answer inside <answer> </answer> tags.",
+    "math": "Output the final answer in LaTeX or as a number inside <answer> </answer> tags.",
     "objects": 'Output a JSON list of {"bbox_2d": [x1, y1, x2, y2], "label": text} inside <answer> </answer> tags.',
 }
 
+THINK = (
+    "First output the thinking process in <think> </think> tags and then output the final answer in <answer> </answer> "
+    "tags."
+)
+NAMED: Mapping[str, str | None] = {
+    "plain": None,
+    "think": THINK,
+    "think_json": f"{THINK} Output the final answer in JSON format.",
+    "think_first": "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+    "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
+    "The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, "
+    "i.e., <think> reasoning process here </think><answer> answer here </answer>\n{question}",
+}
+"""Instructions by name. plain: `INSTRUCTIONS`, by the kind of answer. The others are those of VLM-R1's task types:
+think of `default` and `ic`, think_json of `rec`, think_first (R1's text, before the question) of `odLength`."""
 
 Tasks = tuple[Task, Task, Task]
 """Training, validation and held-out problems."""
@@ -44,41 +62,47 @@ def open_tasks(run: Run) -> Tasks:
             held_out,
         )
     if run.validation_data is not None:
-        held = _open(run, run.validation_data, shuffle=False)
+        held = _open(run, run.validation_data, shuffle=False, strict=False)
         return _open(run, run.data), held, held
-    task = _open(run, run.data, part="train")
-    held = _open(run, run.data, part="heldout", shuffle=False, verify=False)  # decoded with the others
-    return task, held, held
+    task = _open(run, run.data)  # once: COCO's file is large
+    held = replace(part_of(task, "heldout"), shuffle=False)
+    return part_of(task, "train"), held, held
 
 
-def _open(run: Run, path: str, verify: bool = True, **how: Any) -> DataTask:
-    """A file of the user's, as the recipe wants it read. Raises UserError where the rewards do not fit a kind."""
+def _open(run: Run, path: Files, **how: Any) -> DataTask:
+    """Files of the user's, as the recipe wants them read. Raises UserError where the rewards do not fit a kind."""
+    files, folders = named_files(path, run.images, run.compat)
     task = open_data(
-        path,
-        run.images,
+        files,
+        folders,
         seed=run.seed,
-        verify=verify and run.verify_pictures,
+        verify=run.verify_pictures,
         megapixels=run.max_megapixels,
+        problems=run.problems,
+        download=run.download,
         **how,
     )
-    if len(task.kinds) > 1 and not run.rewards:
+    if len(task.kinds) == 1:
+        return task
+    if not run.rewards:
         raise UserError(
-            f"{path} mixes answers of the kinds {', '.join(task.kinds)}, which have different rewards; "
-            "make a file for each kind, or name rewards that fit all of them, for example rewards.exact=1."
+            f"{task.file} mixes answers of the kinds {', '.join(task.kinds)}, which have different rewards; set "
+            "rewards.accuracy=1, which scores each problem by its own kind, or make a file for each kind."
         )
-    return task
+    return replace(task, instructions=INSTRUCTIONS) if run.instruction in (None, "plain") else task
 
 
 def fingerprint(task: Task) -> str:
-    """SHA-256 over what a task gives: its file, and up to 16 of its problems with their pictures' pixels.
+    """SHA-256 over what a task gives: its files, and up to 16 of its problems with their pictures' pixels.
 
     A run that goes on must meet the problems that it began with.
     """
     found = hashlib.sha256()
-    file = Path(str(getattr(task, "file", "")))
-    if file.is_file():
-        with file.open("rb") as lines:
-            found.update(hashlib.file_digest(lines, "sha256").digest())
+    for name in getattr(task, "files", ()):
+        file = Path(name)
+        if file.is_file():
+            with file.open("rb") as lines:
+                found.update(hashlib.file_digest(lines, "sha256").digest())
     size = task.size
     places = range(4) if size is None else sorted({i * size // 16 for i in range(16)} & set(range(size)))
     for place in places:
@@ -106,22 +130,37 @@ def fingerprints(training: Task, validation: Task, held_out: Task) -> dict[str, 
 
 
 def first_of_each_kind(task: Task) -> list[Problem]:
-    """The first problem of each kind of answer, to check rewards against."""
-    first: dict[AnswerKind, Problem] = {}
+    """The first problem of each kind of answer and way of scoring (`rewards.routing`), to check rewards against."""
+    first: dict[tuple[AnswerKind, str], Problem] = {}
     for problem in task.take(0, 1 if task.size is None else min(task.size, SCANNED))[0]:
-        first.setdefault(problem.kind, problem)
+        first.setdefault((problem.kind, str(problem.meta.get("accu_reward_method"))), problem)
     return list(first.values())
 
 
-def instruction_of(run: Run, kind: AnswerKind) -> str | None:
-    """What is appended to each question: the recipe's text, else for a user's file how to write the answer."""
-    if run.instruction is not None:
-        return run.instruction or None
-    return INSTRUCTIONS.get(kind) if run.data is not None else None
+def instruction_of(run: Run, asked: Task | AnswerKind) -> str | None:
+    """What is appended to each question, or put around its `{question}` (`fovea.models.rendering.asked`): the recipe's
+    text or the one it names (`NAMED`), else for a user's file how to write the answer.
+
+    `asked`: the task, or its kind. None for a task of several kinds whose questions say it themselves.
+    """
+    if getattr(asked, "instructions", None) is not None:
+        return None
+    kind: AnswerKind = asked if isinstance(asked, str) else asked.kind
+    if run.instruction is None:
+        return INSTRUCTIONS[kind] if run.data is not None else None
+    if run.instruction == "plain":
+        return INSTRUCTIONS[kind]
+    return NAMED.get(run.instruction, run.instruction) or None
 
 
-def at_most(n: int, task: Task) -> int:
-    """`n`, or all there is: a problem is never counted twice."""
+def at_most(n: int | Literal["all"], task: Task) -> int:
+    """`n`, or all there is: a problem is never counted twice. Raises UserError for all of a task without an end."""
+    if n == "all":
+        if task.size is None:
+            raise UserError(
+                f"evaluation.n=all: the task {task.name} has no end; give a number, for example 512."
+            )
+        return task.size
     return n if task.size is None else min(n, task.size)
 
 
@@ -135,15 +174,29 @@ def open_for_filter(run: Run) -> tuple[Policy, SharedPrefillEngine, Task, str | 
     return _open_for_measuring(run, "train", run.seed)
 
 
+def open_to_measure(run: Run) -> Task:
+    """The problems that `fovea evaluate` measures on, without a model. Raises UserError."""
+    return _to_measure(run, run.evaluation.split, EVALUATION_SEED + run.seed)
+
+
+def _to_measure(run: Run, split: str, seed: int) -> Task:
+    if run.data is None:
+        return open_task(run.task, split, seed)
+    return _open(run, run.data, shuffle=False, strict=False)
+
+
 def _open_for_measuring(
     run: Run, split: str, seed: int
 ) -> tuple[Policy, SharedPrefillEngine, Task, str | None]:
+    task = _to_measure(run, split, seed)
+    policy, engine = open_model(run)
+    return policy, engine, task, instruction_of(run, task)
+
+
+def open_model(run: Run) -> tuple[Policy, SharedPrefillEngine]:
+    """A run's model as it was published or saved, only to be measured. Raises UserError."""
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    if run.data is None:
-        task: Task = open_task(run.task, split, seed)
-    else:
-        task = _open(run, run.data, shuffle=False)
     policy = load_policy(
         run.model,
         device=run.device,
@@ -153,4 +206,4 @@ def _open_for_measuring(
         max_pixels=run.max_pixels,
         reply_tokens=run.sampling.max_new_tokens,
     )
-    return policy, SharedPrefillEngine(policy), task, instruction_of(run, task.kind)
+    return policy, SharedPrefillEngine(policy)

@@ -311,6 +311,7 @@ class Session:
             samples=0 if during else section.samples,
             temperature=self.run.sampling.temperature,
             rewards=tuple(name for name in self.rewards if name in REWARDS),
+            options=self.scorer.options,
             show=0 if during else 12,
             keep=self.log.pictures,
         )

@@ -162,9 +162,42 @@ def measure_rows(
     ]
 
 
+# Of problems that are answered with boxes: section and key, label, meaning.
+BOX_MEASURES = (
+    ("boxes.iou", "mean IoU", "overlap of the box with the true one"),
+    ("boxes.accuracy_75", "accuracy at .75", "boxes with IoU above 0.75"),
+    ("boxes.looking.iou", "looking (IoU)", "mean IoU minus that with another problem's picture"),
+    ("detection.f1", "F1", "labelled boxes, one to one at IoU 0.5, whatever their order"),
+    ("detection.map", "mAP", "COCO's average precision over the set, IoU .50 to .95"),
+    ("detection.ap50", "AP50", "the same at IoU .50"),
+    ("detection.nms_ap", "NMS-AP", "OVDEval's: mAP after one box is left a true thing, whatever its label"),
+    (
+        "detection.greedy_precision",
+        "greedy precision",
+        "boxes that find a true thing, in the order of the reply",
+    ),
+    ("detection.greedy_recall", "greedy recall", "true things that are found by one"),
+    ("detection.box_ratio", "box ratio", "boxes said / boxes true (100 % is as many)"),
+    ("detection.false_alarms", "false alarms", "things asked for in vain that got a box"),
+    ("detection.false_alarm_pictures", "pictures with one", "pictures with a box of what is not there"),
+    ("detection.looking.f1", "looking (F1)", "F1 minus that with another problem's picture"),
+    ("detection.looking.map", "looking (mAP)", "mAP minus that with another problem's picture"),
+)
+
+
 def measures_of(record: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """(label, meaning, {"mean", "ci95"}) of all that an evaluation record measured, accuracy first."""
     found = [(key, meaning, record[key]) for key, meaning in MEASURES if record.get(key)]
+    without = (record.get("detection") or {}).get("without")
+    for path, label, meaning in BOX_MEASURES:
+        value: Any = record
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            section, _, key = path.partition(".")
+            missing = without and key.split(".")[-1] in ("map", "ap50", "nms_ap")
+            where = record[section]["looking"] if "looking" in key else record[section]
+            found.append((label, str(without) if missing else meaning, {"n": where.get("n")} | value))
     for name, value in (record.get("rewards") or {}).items():
         found.append((f"reward {name}", "mean reward of greedy replies", value))
     for k, value in (record.get("pass_at_k") or {}).items():

@@ -1,0 +1,196 @@
+"""The problems of VLM-R1's studies in miniature: built-in tasks, digits asked for and shown otherwise, mixtures.
+
+`open_study_task(name, split, seed)` opens any of them; a name is a key of `DIGITS`, `MIXTURES` or `FLAWED`, or a
+built-in task. Problem i is a function of (name, split, seed, i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fovea.boxes import place
+from fovea.tasks import open_task
+from fovea.tasks.questions import Ask, Asked
+from fovea.tasks.scenes import SPLITS, Scene, Split, Thing, compose, digit_stamps, generator
+from fovea.tasks.stages import photo_behind
+from fovea.types import AnswerKind, Problem, Task
+
+APART = 8
+"""Pixels between the middles of two digits from which on one is left of the other."""
+
+
+# --- digits, asked for and shown otherwise ------------------------------------------------------------------------
+
+
+def _about(expression: str, thing: Thing) -> Asked:
+    return Asked(
+        images=(),
+        question=f"Where is {expression}? Answer with its box.",
+        answer=thing.box,
+        said=place(thing.box),
+    )
+
+
+def _middle(thing: Thing) -> float:
+    return (thing.box[0] + thing.box[2]) / 2
+
+
+def _plain(rng: np.random.Generator, scene: Scene, labels: list[str]) -> Asked | None:
+    wanted = next(thing for thing in scene.things if thing.label == labels[0])
+    return _about(f"the digit {labels[0]}", wanted)
+
+
+def _negated(rng: np.random.Generator, scene: Scene, labels: list[str]) -> Asked | None:
+    """With two digits in the picture: the one that is not N."""
+    wanted = next(thing for thing in scene.things if thing.label == labels[0])
+    return _about(f"the digit that is not {labels[1]}", wanted)
+
+
+def _relation(rng: np.random.Generator, scene: Scene, labels: list[str]) -> Asked | None:
+    """The digit left (right) of N; None where that is not exactly one, or not beyond doubt."""
+    mark = next(thing for thing in scene.things if thing.label == labels[0])
+    side = "left" if rng.random() < 0.5 else "right"
+    sign = 1 if side == "left" else -1
+    ahead = [sign * (_middle(mark) - _middle(thing)) for thing in scene.things if thing is not mark]
+    there = [
+        thing for thing in scene.things if thing is not mark and sign * (_middle(mark) - _middle(thing)) > 0
+    ]
+    if len(there) != 1 or min(map(abs, ahead)) < APART:
+        return None
+    return _about(f"the digit {side} of the {labels[0]}", there[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Digits:
+    """How pictures of digits are made and asked about. Example: Digits(things=(2, 4))"""
+
+    things: tuple[int, int]
+    size: tuple[int, int] = (64, 64)
+    side: tuple[int, int] = (14, 26)
+    photo: bool = False
+    how: str = "plain"
+    """plain, negated or relation."""
+
+    def __call__(self, rng: np.random.Generator, split: Split) -> Asked:
+        asks = {"plain": _plain, "negated": _negated, "relation": _relation}
+        while True:
+            count = int(rng.integers(self.things[0], self.things[1] + 1))
+            labels = [str(label) for label in rng.choice(10, count, replace=False)]
+            behind = photo_behind(rng, split, self.size) if self.photo else None
+            scene = compose(
+                rng, digit_stamps(split), count, labels=labels, split=split, size=self.size, side=self.side,
+                behind=behind,
+            )  # fmt: skip
+            asked = asks[self.how](rng, scene, labels)
+            if asked is not None:
+                return replace(asked, images=(scene.image,))
+
+
+DIGITS: Mapping[str, Ask] = {
+    "digits/clutter": Digits(things=(5, 6), size=(80, 64), side=(14, 22)),
+    "digits/scale": Digits(things=(2, 4), size=(96, 96), side=(24, 36)),
+    "digits/photo": Digits(things=(2, 4), photo=True),
+    "digits/negated": Digits(things=(2, 2), how="negated"),
+    "digits/relation": Digits(things=(2, 3), how="relation"),
+    "digits/alone": Digits(things=(1, 1)),
+}
+"""Out of domain for who is trained on digits/locate; `digits/alone` is that task made too easy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DigitTask:
+    """An endless task of one of `DIGITS`."""
+
+    name: str
+    split: Split
+    seed: int
+    kind: AnswerKind = "box"
+    chance: float = 0.03
+    size: None = None
+
+    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
+        return [self._problem(i) for i in range(cursor, cursor + n)], cursor + n
+
+    def _problem(self, i: int) -> Problem:
+        asked = DIGITS[self.name](generator("problem", self.name, self.split, self.seed, i), self.split)
+        return Problem(
+            id=f"{self.name}:{self.split}:{self.seed}:{i}", task=self.name, images=asked.images,
+            question=asked.question, answer=asked.answer, kind="box", target=f"<answer>{asked.said}</answer>",
+        )  # fmt: skip
+
+
+# --- mixtures and flawed problems -----------------------------------------------------------------------------------
+
+MIXTURES: Mapping[str, Mapping[str, float]] = {
+    "detect/start": {
+        "shapes/detect": 0.35, "shapes/detect~think": 0.35, "shapes/describe": 0.1, "shapes/refer": 0.2,
+    },
+    "digits/start": {"digits/locate": 0.6, "digits/describe": 0.4},
+}  # fmt: skip
+"""Name → task → share. `shapes/detect~think`: its question with a teacher's reply that names what is there first,
+so that the model may do either."""
+
+FLAWED: Mapping[str, float] = {"digits/noisy": 0.3}
+"""digits/locate with this share of truths that are the box of nothing asked for: that of another problem."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """Problem i is problem i of one of several tasks, drawn by (seed, i)."""
+
+    name: str
+    split: Split
+    seed: int
+    kind: AnswerKind
+    chance: float = 0.0
+    size: None = None
+
+    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
+        return [self._problem(i) for i in range(cursor, cursor + n)], cursor + n
+
+    def _problem(self, i: int) -> Problem:
+        shares = MIXTURES[self.name]
+        place_in = np.random.default_rng([self.seed, SPLITS.index(self.split), i])
+        name = str(place_in.choice(list(shares), p=list(shares.values())))
+        if not name.endswith("~think"):
+            return open_task(name, self.split, self.seed).take(i, 1)[0][0]
+        plain = open_task(name.removesuffix("~think"), self.split, self.seed).take(i, 1)[0][0]
+        thinks = open_task(name.replace("~", "@"), self.split, self.seed).take(i, 1)[0][0]
+        return replace(plain, target=thinks.target)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noisy:
+    """digits/locate with wrong truths in a share of the problems, drawn by (seed, i)."""
+
+    name: str
+    split: Split
+    seed: int
+    kind: AnswerKind = "box"
+    chance: float = 0.03
+    size: None = None
+
+    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
+        return [self._problem(i) for i in range(cursor, cursor + n)], cursor + n
+
+    def _problem(self, i: int) -> Problem:
+        task = open_task("digits/locate", self.split, self.seed)
+        problem, other = (task.take(at, 1)[0][0] for at in (i, i + 500_000))
+        if np.random.default_rng([self.seed, 7, i]).random() >= FLAWED[self.name]:
+            return problem
+        return replace(problem, answer=other.answer, target=other.target)
+
+
+def open_study_task(name: str, split: Split, seed: int) -> Task:
+    """Any task of the studies, or a built-in one. Raises UserError for an unknown name."""
+    if name in DIGITS:
+        return DigitTask(name=name, split=split, seed=seed)
+    if name in FLAWED:
+        return Noisy(name=name, split=split, seed=seed)
+    if name in MIXTURES:
+        first = next(iter(MIXTURES[name]))
+        return Mixture(name=name, split=split, seed=seed, kind=open_task(first, split, seed).kind)
+    return open_task(name, split, seed)

@@ -1,0 +1,210 @@
+"""The true answer of one line: as plain JSON, and of which kind it is (box, objects, number, choice, math, text).
+
+A table has one type a column, so there an answer is text whatever it is: `\\boxed{3}`, "(B)" and "1,200" are read
+as what they mean (`loose`). Not here: the rest of the line (`fovea.tasks.records`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+from fovea.rewards import routing
+from fovea.types import AnswerKind
+
+KINDS: tuple[AnswerKind, ...] = ("box", "text", "number", "choice", "objects", "math")
+METHODS: dict[str, AnswerKind | None] = {name: kind for name, (_, kind) in routing.METHODS.items()}
+"""VLM-R1's `accu_reward_method` and the kind it implies; None: by the answer."""
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
+_NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?")
+_THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3}){1,4}(\.\d{1,15})?")
+_LETTER = re.compile(r"\(?([A-Z])[).:]?")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_SIGNS = re.compile(r"[\^√π°%=<>≤≥]|\d\s*[-+*/·×]\s*[\da-z(\\]|\d[a-z]\b|\b[a-z]\s*[-+*/]\s*\d")
+
+
+class BadLine(Exception):
+    """What is wrong with a line, and the fix."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem}; {fix}")
+        self.problem, self.fix = problem, fix
+
+
+def inside_tags(text: str) -> str:
+    """What stands in the last `<answer>` of a teacher's reply; the text itself if there is none."""
+    found = _ANSWER.findall(text)
+    return str(found[-1]) if found else text
+
+
+def said(value: Any, *, loose: bool = False) -> Any:
+    """A written answer as plain JSON: a box, labelled boxes (fenced or not), a number, else the text.
+
+    `loose`: the content of `\\boxed{}`, and a number with thousands separators.
+    """
+    if not isinstance(value, str):
+        return value
+    fenced = _FENCED.findall(value)
+    text = (fenced[-1] if fenced else value).strip()
+    if loose:
+        text = unboxed(text)
+        if _THOUSANDS.fullmatch(text):
+            text = text.replace(",", "")
+    if text[:1] in ("[", "{") or _NUMBER.fullmatch(text):
+        try:
+            parsed = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            return text
+        if is_box(parsed) or is_number(parsed) or is_objects(parsed):
+            return parsed
+    return text
+
+
+def unboxed(text: str) -> str:
+    """The content of a `\\boxed{…}` that is the whole text (dollar signs aside), else the text, stripped.
+
+    Example: unboxed("$\\\\boxed{\\\\frac{1}{2}}$") == "\\\\frac{1}{2}"
+    """
+    inner = text.strip().strip("$").strip()
+    if not (inner.startswith("\\boxed{") and inner.endswith("}")):
+        return text.strip()
+    content, depth = inner[len("\\boxed{") : -1], 0
+    for char in content:
+        depth += (char == "{") - (char == "}")
+        if depth < 0:  # two boxes beside each other
+            return text.strip()
+    return content.strip() if depth == 0 and content.strip() else text.strip()
+
+
+def is_mathematical(text: str) -> bool:
+    """Whether a text is written in LaTeX or in signs rather than in words: "\\\\frac{1}{2}", "2x+1", "45°", "x = 3".
+
+    A guess for columns that declare nothing; `kind` says otherwise.
+    """
+    if _COMMAND.search(text):
+        return True
+    return bool(_SIGNS.search(text)) and not _WORD.search(text)
+
+
+def kind_of(
+    answer: Any, kind: Any, method: Any, *, written: str | None = None, loose: bool = False
+) -> tuple[AnswerKind, Any]:
+    """(kind, answer in the form of that kind): the declared kind, or the one the reward method implies, checked
+    against the answer, or a guess from it.
+
+    `written`: the answer as the line writes it, which a text stays. Raises BadLine.
+    """
+    if method is not None and not (isinstance(method, str) and method in METHODS):
+        raise BadLine(f'"accu_reward_method" {short(method)} is unknown', f"known: {', '.join(METHODS)}")
+    if kind is None and method is not None:
+        kind = METHODS[method]
+        if kind == "text" and is_number(answer):
+            kind = "number"
+    if kind == "objects" and isinstance(answer, str) and answer.strip().lower() == "none":
+        return "objects", []  # VLM-R1 writes None when nothing asked for is in the picture
+    if kind is None:
+        kind = _guess(answer, loose)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise BadLine(f'"kind" {short(kind)} is unknown', f"known: {', '.join(KINDS)}")
+    answer = _formed(answer, kind, written, loose)
+    if not _fits(answer, kind):
+        raise BadLine(f"the answer {short(answer)} does not fit kind {kind!r}", _WANTED[kind])
+    return kind, answer
+
+
+def _guess(answer: Any, loose: bool) -> str:
+    for name in ("box", "objects", "number", "choice"):
+        if _fits(answer, name):
+            return name
+    if loose and isinstance(answer, str):
+        if re.fullmatch(r"\([A-Z]\)|[A-Z][).]", answer):
+            return "choice"
+        return "math" if is_mathematical(answer) else "text"
+    return "text"
+
+
+def _formed(answer: Any, kind: str, written: str | None, loose: bool) -> Any:
+    """The answer in the form that `kind` wants, where only the form differs."""
+    if kind in ("math", "text") and is_number(answer) and (loose or kind == "math"):
+        return unboxed(written) if written is not None else json.dumps(answer)
+    if kind == "choice" and loose and isinstance(answer, str) and (letter := _LETTER.fullmatch(answer)):
+        return letter[1]
+    if kind == "objects" and isinstance(answer, list):
+        return [_thing(thing) for thing in answer]
+    return answer
+
+
+def _thing(thing: Any) -> Any:
+    """A labelled box without a crowd flag of 0, which says nothing."""
+    if isinstance(thing, dict) and "iscrowd" in thing:
+        if thing["iscrowd"] not in (0, 1):
+            raise BadLine(f'"iscrowd" is {short(thing["iscrowd"])}', "write 1 for a crowd box, else nothing")
+        return (
+            {**thing, "iscrowd": 1}
+            if thing["iscrowd"]
+            else {k: v for k, v in thing.items() if k != "iscrowd"}
+        )
+    return thing
+
+
+def _fits(answer: Any, kind: str) -> bool:
+    if kind == "box":
+        return is_box(answer)
+    if kind == "objects":
+        return is_objects(answer)
+    if kind == "number":
+        return is_number(answer)
+    if kind == "choice":
+        return isinstance(answer, str) and len(answer) == 1 and "A" <= answer <= "Z"
+    return isinstance(answer, str) and bool(answer.strip())
+
+
+_WANTED = {
+    "box": "write [x1, y1, x2, y2]",
+    "objects": 'write [{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}]',
+    "number": "write one finite number without quotes",
+    "choice": "write one capital letter",
+    "text": "write a text, a number, a letter or a box [x1, y1, x2, y2]",
+    "math": 'write the formula as a text, for example "\\\\frac{1}{2}"',
+}
+
+
+def is_number(value: Any) -> bool:
+    """A finite JSON number of at most 1e15."""
+    # 10**400 is valid JSON and no float; nothing that is counted or measured here is above 1e15.
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
+
+
+def is_box(value: Any) -> bool:
+    """A list of four numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def is_size(value: Any) -> bool:
+    """Width and height, both of at least a pixel."""
+    return isinstance(value, list | tuple) and len(value) == 2 and all(is_number(v) and v >= 1 for v in value)
+
+
+def is_objects(value: Any) -> bool:
+    """A list of labelled boxes, possibly empty."""
+    return isinstance(value, list) and all(
+        isinstance(thing, dict) and is_box(thing.get("bbox_2d")) and isinstance(thing.get("label"), str)
+        for thing in value
+    )
+
+
+def short(value: Any) -> str:
+    """A value of a line, fit for a message."""
+    try:
+        shown = json.dumps(value, ensure_ascii=True, default=str)
+    except (ValueError, TypeError, RecursionError):
+        shown = f"of type {type(value).__name__}"
+    return shown if len(shown) <= 60 else shown[:60] + "…"
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,732 @@
+"""Files of annotations as problems: VLM-R1's JSONL in several files, COCO, RefCOCO, tables of mathematics, frames.
+
+Every file is written by the test, its pictures drawn, and read by the same door as training and `fovea convert`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from fovea import cli
+from fovea.config import ProblemsSection, Run, load_run
+from fovea.models.rendering import asked
+from fovea.rewards import correct
+from fovea.tasks import check_task, open_data
+from fovea.tasks.check import _reply
+from fovea.tasks.coco import COUNT_QUESTION, OVD_QUESTION, REC_QUESTION
+from fovea.tasks.data import DataTask, part_of, read_data
+from fovea.tasks.kinds import is_mathematical, said, unboxed
+from fovea.tasks.sources import named_files
+from fovea.training.problems import INSTRUCTIONS, NAMED, THINK, fingerprint, instruction_of, open_tasks
+from fovea.types import Problem, UserError
+
+RED, BLUE = (220, 30, 30), (30, 30, 220)
+
+
+def draw(path: Path, *boxes: tuple[float, float, float, float], size: tuple[int, int] = (100, 60)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGB", size, "white")
+    for k, box in enumerate(boxes):
+        ImageDraw.Draw(picture).rectangle(box, fill=(RED, BLUE)[k % 2])
+    picture.save(path)
+
+
+def write(path: Path, value: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def lines(path: Path, *records: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def turns(name: str, question: str, answer: str, **more: object) -> dict[str, object]:
+    said = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": answer}]
+    return {"id": 1, "image": name, "conversations": said} | more
+
+
+def all_of(task: DataTask) -> list[Problem]:
+    return task.take(0, task.size)[0]
+
+
+def opened(path: Any, images: Any = None, **options: Any) -> list[Problem]:
+    return all_of(open_data(path, images, shuffle=False, problems=ProblemsSection(**options)))
+
+
+def refused(path: Any, images: Any = None, **options: Any) -> str:
+    with pytest.raises(UserError) as found:
+        open_data(path, images, problems=ProblemsSection(**options))
+    message = str(found.value)
+    assert "\n" not in message
+    assert message.endswith((".", "fovea tasks check names all)"))
+    return message
+
+
+# --- several files, each with its pictures ------------------------------------------------------------------
+
+
+def two_files(folder: Path) -> tuple[list[str], list[str]]:
+    draw(folder / "x" / "p.png", (10, 10, 50, 40))
+    draw(folder / "y" / "p.png", (20, 10, 90, 50))
+    a = lines(folder / "a.jsonl", turns("p.png", "Where?", "[10, 10, 50, 40]", accu_reward_method="iou"))
+    b = lines(
+        folder / "b.jsonl",
+        turns("p.png", "Blue?", "no", accu_reward_method="yes_no"),
+        turns("p.png", "Which?", "B", accu_reward_method="mcq") | {"id": 2},
+        turns("p.png", "Solve.", "\\frac{1}{2}", accu_reward_method="math") | {"id": 3},
+        turns("p.png", "Detect.", "None", accu_reward_method="odLength") | {"id": 4},
+    )
+    return [str(a), str(b)], [str(folder / "x"), str(folder / "y")]
+
+
+def test_several_files_with_their_folders_and_methods(tmp_path: Path) -> None:
+    files, folders = two_files(tmp_path)
+    task = open_data(files, folders, shuffle=False)
+    problems = all_of(task)
+    assert [p.id for p in problems] == ["a/1", "b/1", "2", "3", "4"]  # only the id that both have is changed
+    assert [p.kind for p in problems] == ["box", "text", "choice", "math", "objects"]
+    assert [p.meta["accu_reward_method"] for p in problems] == ["iou", "yes_no", "mcq", "math", "odLength"]
+    assert problems[0].images[0].getpixel((15, 15)) == RED
+    assert problems[1].images[0].getpixel((15, 15)) == (255, 255, 255)
+    assert problems[1].meta["source"] == f"{files[1]}, line 1"
+    assert (task.name, task.files, task.file) == ("a+b", tuple(files), f"{files[0]} and {files[1]}")
+    assert len(all_of(open_data(files, folders[:1]))) == 5  # one folder for all
+
+
+def test_one_file_twice_gives_different_ids(tmp_path: Path) -> None:
+    files, folders = two_files(tmp_path)
+    problems = all_of(open_data([files[0], files[0]], folders[0], shuffle=False))
+    assert [p.id for p in problems] == ["a#1/1", "a#2/1"]
+
+
+def test_colons_are_names_unless_the_original_is_asked_for(tmp_path: Path) -> None:
+    files, folders = two_files(tmp_path)
+    colon = ":".join(files)
+    assert named_files(colon, ":".join(folders), "vlm_r1") == (files, folders)
+    assert named_files("C:/a.jsonl", None) == (["C:/a.jsonl"], None)
+    with pytest.raises(
+        UserError, match="data names 2 files and images 1 folders; with compat=vlm_r1 give one"
+    ):
+        named_files(colon, "x", "vlm_r1")
+    assert "does not exist" in refused(colon)
+    run = Run(data=colon, images=":".join(folders), validation_data=files[1] + ":" + files[1], compat="vlm_r1",
+              rewards={"accuracy": 1.0})  # fmt: skip
+    train, held, _ = open_tasks(run)
+    assert (train.size, held.size) == (5, 8)
+
+
+def test_bad_lines_of_several_files_are_named(tmp_path: Path) -> None:
+    files, folders = two_files(tmp_path)
+    (tmp_path / "y" / "p.png").unlink()
+    rows, bad = read_data(files, folders)
+    assert len(rows) == 1
+    assert str(bad[0]).startswith(f"{files[1]}, line 1: the picture {folders[1]}/p.png does not exist")
+    with pytest.raises(UserError, match="data names 2 files and images 3 folders"):
+        open_data(files, [*folders, folders[0]])
+    with pytest.raises(UserError, match="data names no file"):
+        open_data([])
+    with pytest.raises(UserError, match=r"data=\[\] is not allowed"):
+        load_run("quickstart", ["data=[]"])
+    run = load_run("quickstart", [f"data=[{files[0]},{files[1]}]", f"images=[{folders[0]},{folders[1]}]"])
+    assert (run.data, run.images) == (tuple(files), tuple(folders))
+
+
+def test_the_fingerprint_covers_every_file(tmp_path: Path) -> None:
+    files, folders = two_files(tmp_path)
+    before = fingerprint(open_data(files, folders))
+    assert before == fingerprint(open_data(files, folders))
+    text = Path(files[1]).read_text()
+    Path(files[1]).write_text(text.replace("Blue?", "Blue ?"))
+    assert fingerprint(open_data(files, folders)) != before
+
+
+def test_a_json_list_holds_the_same_records(tmp_path: Path) -> None:
+    draw(tmp_path / "p.png")
+    plain = {"image": "p.png", "question": "Where?", "answer": [1, 2, 30, 40]}
+    path = write(tmp_path / "a.json", [plain, turns("p.png", "Where?", "[10, 10, 50, 40]")])
+    assert [p.answer for p in opened(path)] == [(1, 2, 30, 40), (10, 10, 50, 40)]
+    assert opened(path)[1].meta["source"] == f"{path}, entry 2"
+    assert [p.answer for p in opened(write(tmp_path / "b.json", plain))] == [(1, 2, 30, 40)]
+    assert len(opened(lines(tmp_path / "c.json", plain, plain))) == 2  # JSONL by another name
+    write(tmp_path / "a.json", [plain, plain | {"image": "q.png"}])
+    assert f"{path}, entry 2: the picture" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"[1, 2", r"is not JSON \(Expecting .* at line 1, column 6\)"),
+        (b'{"a": 1}', "is one JSON object with the keys a, which is no form that is known"),
+        (b"3", "must hold a list of problems, not one int"),
+        (b"[]", "holds no problems"),
+        (b"[3]", "entry 1: must be an object"),
+        (b'[{"question": "?", "answer": NaN}]', "NaN is not a JSON number"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"\xff\xfe[\x00", "is UTF-16"),
+        (b'["\xfc"]', "is not UTF-8"),
+    ],
+)
+def test_bad_json_files(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=what):
+        open_data(path)
+
+
+# --- COCO ---------------------------------------------------------------------------------------------------
+
+
+def coco(folder: Path, **changes: Any) -> Path:
+    """Four pictures: two cats and a dog; a dog; a crowd of birds and a cat; nothing."""
+    draw(folder / "pics" / "1.png", (10, 10, 30, 30), (40, 10, 60, 30))
+    for i in (2, 3, 4):
+        draw(folder / "pics" / f"{i}.png")
+    images = [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 60} for i in (1, 2, 3, 4)]
+    boxes = [
+        (1, 1, [10, 10, 20, 20], 0), (1, 1, [40, 10, 20, 20], 0), (1, 2, [70, 5, 25.5, 40], 0),
+        (2, 2, [5, 5, 50, 50], 0), (3, 3, [0, 0, 100, 30], 1), (3, 3, [0, 0, 10, 10], 0), (3, 1, [50, 20, 4, 4], 0),
+    ]  # fmt: skip
+    annotations = [
+        {
+            "id": k,
+            "image_id": image,
+            "category_id": category,
+            "bbox": box,
+            "iscrowd": crowd,
+            "area": box[2] * box[3],
+        }
+        for k, (image, category, box, crowd) in enumerate(boxes, 1)
+    ]
+    categories = [{"id": k, "name": name} for k, name in ((1, "cat"), (2, "dog"), (3, "bird"), (4, "car"))]
+    whole = {"info": {}, "images": images, "annotations": annotations, "categories": categories} | changes
+    return write(folder / "instances.json", whole)
+
+
+def test_detection_asks_for_what_is_there_and_some_that_is_not(tmp_path: Path) -> None:
+    task = open_data(coco(tmp_path), tmp_path / "pics", shuffle=False)
+    first, second, third = all_of(task)
+    assert {p.kind for p in all_of(task)} == {"objects"}
+    assert sorted(map(tuple, (t["bbox_2d"] for t in first.answer))) == [
+        (10, 10, 30, 30), (40, 10, 60, 30), (70, 5, 95.5, 45),
+    ]  # fmt: skip
+    assert sorted(t["label"] for t in first.answer) == ["cat", "cat", "dog"]
+    assert first.meta["absent"] == ["bird"]  # cars are in no picture, so that none is a negative
+    assert set(first.meta["asked"]) == {"cat", "dog", "bird"}
+    assert first.question == OVD_QUESTION.replace("{targets}", ", ".join(first.meta["asked"]))
+    assert (first.id, first.meta["source"]) == ("1", f"{tmp_path}/instances.json, picture 1")
+    assert set(second.meta["absent"]) <= {"cat", "bird"}
+    assert third.meta["asked"].count("bird") == 0  # a crowd of birds: neither asked nor absent
+    assert [t["label"] for t in third.answer] == ["cat"]
+    assert sorted(task.notes) == [
+        f"{tmp_path}/instances.json: 1 categories of pictures are not asked: a crowd box",
+        f"{tmp_path}/instances.json: 1 pictures have nothing that can be asked",
+    ]
+
+
+def test_negatives_are_a_function_of_seed_and_picture(tmp_path: Path) -> None:
+    path, pics = coco(tmp_path), tmp_path / "pics"
+    asked_for = [tuple(p.meta["asked"]) for p in opened(path, pics)]
+    assert asked_for == [tuple(p.meta["asked"]) for p in opened(path, pics)]
+    orders = {tuple(opened(path, pics, seed=seed)[0].meta["asked"]) for seed in range(12)}
+    assert len(orders) > 3  # the order is drawn
+    fewer = json.loads(path.read_text())
+    fewer["images"] = fewer["images"][1:]
+    again = opened(write(tmp_path / "fewer.json", fewer), pics, negatives=(0, 0))
+    assert [p.meta["asked"] for p in again] == [["dog"], ["cat"]]
+    assert all(not p.meta["absent"] for p in again)
+    for k in range(5):
+        counts = {len(p.meta["absent"]) for p in opened(path, pics, negatives=(2, 2), seed=k)}
+        assert counts <= {1, 2}  # as many as there are
+
+
+def test_empty_truths(tmp_path: Path) -> None:
+    task = open_data(coco(tmp_path), tmp_path / "pics", shuffle=False, problems=ProblemsSection(empty=1.0))
+    problems = all_of(task)
+    assert [p.id for p in problems] == ["1", "2", "3", "4"]  # the picture without boxes too
+    assert [p.answer for p in problems] == [[], [], [], []]
+    assert all(p.meta["asked"] == p.meta["absent"] or len(p.meta["asked"]) > 1 for p in problems)
+    assert all(p.target == "<answer>None</answer>" for p in problems)
+    assert "bird" not in problems[2].meta["asked"]
+
+
+def test_crowds_sizes_and_counts(tmp_path: Path) -> None:
+    path, pics = coco(tmp_path), tmp_path / "pics"
+    kept = opened(path, pics, crowds="keep")[2]
+    birds = [t for t in kept.answer if t["label"] == "bird"]
+    assert birds == [
+        {"bbox_2d": [0, 0, 100, 30], "label": "bird", "iscrowd": 1},
+        {"bbox_2d": [0, 0, 10, 10], "label": "bird"},
+    ]
+    assert "0,0,100,30" not in str(kept.target)  # a teacher does not write a crowd
+    assert {t["label"] for t in opened(path, pics, max_boxes=1)[0].answer} == {"dog"}
+    assert [p.id for p in opened(path, pics, min_area=100)] == ["1", "2"]
+    degenerate = json.loads(path.read_text())
+    degenerate["annotations"][3]["bbox"] = [5, 5, 0, 7]
+    task = open_data(write(path, degenerate), pics)
+    assert any("a box without width or height" in note for note in task.notes)
+
+
+def test_one_box_and_counting(tmp_path: Path) -> None:
+    path, pics = coco(tmp_path), tmp_path / "pics"
+    ones = opened(path, pics, ask="rec")
+    assert [(p.id, p.answer) for p in ones] == [
+        ("1:dog", (70, 5, 95.5, 45)), ("2:dog", (5, 5, 55, 55)), ("3:cat", (50, 20, 54, 24)),
+    ]  # fmt: skip
+    assert ones[0].question == REC_QUESTION.replace("{query}", "dog")
+    counted = opened(path, pics, ask="count")
+    assert [(p.id, p.answer) for p in counted] == [("1:cat", 2), ("1:dog", 1), ("2:dog", 1), ("3:cat", 1)]
+    assert counted[0].question == COUNT_QUESTION.replace("{category}", "cat")
+    assert 0 in [p.answer for p in opened(path, pics, ask="count", empty=1.0)]
+    own = opened(path, pics, ask="rec", question="{query}? {x} <image>")
+    assert own[0].question == "dog? {x} <image>"  # one placeholder, and no other braces
+    told = refused(path, pics, ask="count", question="How many?")
+    assert "has no {category}" in told
+
+
+def test_boxes_follow_pictures_that_were_resized(tmp_path: Path) -> None:
+    path = coco(tmp_path)
+    draw(tmp_path / "pics" / "2.png", size=(50, 30))
+    assert opened(path, tmp_path / "pics", ask="rec")[1].answer == (2.5, 2.5, 27.5, 27.5)
+    draw(tmp_path / "pics" / "2.png", size=(60, 100))
+    told = refused(path, tmp_path / "pics", ask="rec")
+    assert (
+        "picture 2: boxes are declared in a picture of 100 x 60 pixels, but the picture (upright) has" in told
+    )
+
+
+def test_known_absences_of_lvis(tmp_path: Path) -> None:
+    whole = json.loads(coco(tmp_path).read_text())
+    for image in whole["images"]:
+        image |= {"neg_category_ids": [4], "not_exhaustive_category_ids": [2]}
+    problems = opened(write(tmp_path / "lvis.json", whole), tmp_path / "pics", negatives=(3, 3))
+    assert [sorted(p.meta["asked"]) for p in problems] == [["car", "cat"], ["car", "cat"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"images": None}, 'has no list "images"; a COCO file holds the lists'),
+        ({"annotations": [3]}, 'must hold a list of objects under "annotations"'),
+        ({"categories": [{"id": 1}]}, "category 1 needs an id and a name"),
+        ({"categories": [{"id": 9, "name": "x"}]}, "picture 1: annotation 1 has the category_id 1; use one"),
+        ({"images": [{"id": 1}]}, 'picture 1: its "file_name" is null'),
+        ({"images": [{"id": 1.5, "file_name": "1.png"}]}, 'picture 1: its "id" is 1.5'),
+        ({"images": [{"id": 1, "file_name": "9.png"}]}, "picture 1: the picture .*9.png does not exist"),
+        ({"images": [{"id": 1, "file_name": "1.png"}] * 2}, "picture 2: the id 1 is already that of picture 1"),
+        ({"images": []}, "gives no problems with problems.ask=ovd; 7 boxes belong to pictures"),
+        ({"annotations": [{"image_id": 1, "bbox": [1, 2], "category_id": 1}]},
+         r'annotation number 1 has the "bbox" \[1, 2\]; write \[x, y, width, height\]'),
+        ({"annotations": [{"id": 7, "image_id": 1, "bbox": [90, 2, 40, 10], "category_id": 1}]},
+         "picture 1: the box .* is outside its picture of 100 x 60 pixels"),
+    ],
+)  # fmt: skip
+def test_bad_coco_files(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        open_data(coco(tmp_path, **changes), tmp_path / "pics")
+
+
+def test_options_that_a_form_does_not_use_are_refused(tmp_path: Path) -> None:
+    path = coco(tmp_path)
+    told = refused(path, tmp_path / "pics", frame="unit")
+    assert "problems.frame says nothing about" in told
+    assert "which is a COCO file" in told
+    draw(tmp_path / "p.png")
+    plain = lines(tmp_path / "a.jsonl", {"image": "p.png", "question": "?", "answer": 1})
+    assert "problems.ask says nothing about" in refused(plain, ask="rec")
+    assert open_data(plain, problems=ProblemsSection(ask="rec"), strict=False).size == 1  # a held-out file
+    assert "has no parts to name with @val" in refused(f"{plain}@val")
+
+
+def test_whole_pictures_are_held_out(tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": "p.png"} for i in range(30)]
+    for image in images:
+        image["file_name"] = f"{image['id']}.png"
+        draw(tmp_path / str(image["file_name"]), size=(20, 20))
+    boxes = [
+        {"id": 2 * i + k, "image_id": i, "category_id": k, "bbox": [1, 1, 8, 8]}
+        for i in range(30)
+        for k in (0, 1)
+    ]
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    path = write(tmp_path / "c.json", {"images": images, "annotations": boxes, "categories": categories})
+    task = open_data(path, problems=ProblemsSection(ask="rec"))
+    train, held = part_of(task, "train"), part_of(task, "heldout")
+    assert (train.size, held.size) == (54, 6)
+    assert not {p.meta["image_id"] for p in all_of(train)} & {p.meta["image_id"] for p in all_of(held)}
+    parts = open_tasks(Run(data=str(path), problems=ProblemsSection(ask="rec")))
+    assert [part.size for part in parts] == [54, 6, 6]
+
+
+# --- RefCOCO ------------------------------------------------------------------------------------------------
+
+
+def test_flat_referring_expressions(tmp_path: Path) -> None:
+    draw(tmp_path / "t" / "p.png", (10, 10, 30, 30))
+    path = write(
+        tmp_path / "rec.json",
+        [
+            {"image": "t/p.png", "problem": "Please provide the box: the red square.", "solution": [10, 10, 30, 30],
+             "normal_caption": "the red square", "normalized_solution": [100, 166, 300, 500], "dataset": "refcoco"},
+            {"file_name": "t/p.png", "sentence": "the square", "bbox": [10, 10, 20, 20]},
+            {"img_path": "t/p.png", "sentences": [{"sent": "a"}, {"sent": "b"}], "solution": "[1, 2, 3, 4]"},
+        ],
+    )  # fmt: skip
+    problems = opened(path)
+    assert [p.question for p in problems] == [
+        "Please provide the box: the red square.",
+        *(REC_QUESTION.replace("{query}", query) for query in ("the square", "a", "b")),
+    ]
+    assert [p.answer for p in problems] == [(10, 10, 30, 30), (10, 10, 30, 30), (1, 2, 3, 4), (1, 2, 3, 4)]
+    assert (problems[0].meta["query"], problems[0].meta["dataset"]) == ("the red square", "refcoco")
+    assert opened(path, question="Where is {query}?")[0].question == "Where is the red square?"
+    assert refused(path, question="Where?").startswith("problems.question='Where?' has no {query}")
+    unit = write(
+        tmp_path / "unit.json", [{"image": "t/p.png", "sentence": "x", "solution": [0.1, 0.5, 0.3, 1]}]
+    )
+    assert opened(unit, frame="unit")[0].answer == pytest.approx((10, 30, 30, 60))
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ({"sentence": "x", "solution": [1, 2, 3, 4]}, "entry 2: names no picture under image, file_name"),
+        (
+            {"image": "p.png", "sentence": "x"},
+            "entry 2: holds no box under solution, bbox_2d, answer or bbox",
+        ),
+        (
+            {"image": "p.png", "solution": [1, 2, 3, 4]},
+            "entry 2: holds no words under problem or normal_caption",
+        ),
+        ({"image": "p.png", "solution": [1, 2, 3, 4], "sentences": [3]}, "entry 2: has the sentence 3"),
+        ({"image": "p.png", "sentence": "x", "solution": [1, 2, 300, 4]}, "entry 2: the box .* is outside"),
+        (
+            {"image": "q.png", "sentence": "x", "solution": [1, 2, 3, 4]},
+            "entry 2: the picture .* does not exist",
+        ),
+        (3, "entry 2: must be an object"),
+    ],
+)
+def test_bad_referring_expressions(tmp_path: Path, entry: object, what: str) -> None:
+    draw(tmp_path / "p.png")
+    good = {"image": "p.png", "sentence": "x", "solution": [1, 2, 3, 4]}
+    with pytest.raises(UserError, match=what):
+        open_data(write(tmp_path / "rec.json", [good, entry]))
+
+
+def refs_of(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    coco(folder)
+    refs: list[dict[str, Any]] = [
+        {"ref_id": 5, "ann_id": 3, "image_id": 1, "split": "train", "file_name": "1_3.png", "category_id": 2,
+         "sentences": [{"sent": "the dog", "raw": "The dog!"}, {"sent": "right animal"}]},
+        {"ref_id": 6, "ann_id": 4, "image_id": 2, "split": "val", "sentences": [{"sent": "big dog"}]},
+    ]  # fmt: skip
+    return write(folder / "refs(unc).json", refs), refs
+
+
+def test_refs_point_into_instances(tmp_path: Path) -> None:
+    path, _ = refs_of(tmp_path)
+    problems = opened(f"{path}@train", tmp_path / "pics")
+    assert [(p.id, p.answer) for p in problems] == [("5:0", (70, 5, 95.5, 45)), ("5:1", (70, 5, 95.5, 45))]
+    assert problems[0].question == REC_QUESTION.replace("{query}", "the dog")
+    assert problems[0].meta["source"] == f"{path}, ref 1"
+    assert [p.id for p in opened(f"{path}@val", tmp_path / "pics")] == ["6:0"]
+    assert "holds the splits train, val; name one, for example" in refused(path, tmp_path / "pics")
+    assert "has no split 'testA'; it holds train, val" in refused(f"{path}@testA", tmp_path / "pics")
+    moved = (tmp_path / "instances.json").rename(tmp_path / "all.json")
+    assert "instances.json is not there; put instances.json beside it" in refused(
+        f"{path}@val", tmp_path / "pics"
+    )
+    assert len(opened(f"{path}@val", tmp_path / "pics", instances=str(moved))) == 1
+
+
+def test_bad_refs(tmp_path: Path) -> None:
+    path, refs = refs_of(tmp_path)
+    for change, what in (
+        ({"ann_id": 99}, "ref 2: its ann_id 99 is not in"),
+        ({"image_id": 99}, "ref 2: its image_id 99 is not in"),
+        ({"sentences": []}, "ref 2: needs ann_id, image_id and sentences"),
+        ({"sentences": [{"sent": " "}]}, "ref 2: has the sentence"),
+    ):
+        write(path, [refs[0], refs[1] | change])
+        assert what in refused(f"{path}@val", tmp_path / "pics")
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(Bomb()))
+    told = refused(tmp_path / "refs(unc).p")
+    assert "is a pickle, which can run any program when it is opened" in told
+    assert "json.dump(pickle.load(open('refs(unc).p', 'rb'))" in told
+    assert not (tmp_path / "ran").exists()
+
+
+# --- tables of mathematics ----------------------------------------------------------------------------------
+
+
+def png(size: tuple[int, int] = (20, 10)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, "green").save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "parts"])
+def test_geometry3k(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="extra [data]")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    answers = ["3", "2 \\sqrt { 221 }", "B", "45^\\circ", "2x+1"]
+    columns = {
+        "images": [[{"bytes": png(), "path": None}]] * 5,
+        "problem": ["<image>Find x.", "<image>Find y.", "Which?", "<image>\nAngle?", "Is <image> f(x)?"],
+        "answer": answers,
+    }
+    table = datasets.Dataset.from_dict(columns)
+    path = tmp_path / ("geo.parquet" if form == "parquet" else "geo")
+    if form == "parquet":
+        table.to_parquet(path)
+    elif form == "saved":
+        table.save_to_disk(path)
+    else:
+        datasets.DatasetDict({"train": table.select([0]), "test": table}).save_to_disk(path)
+        assert len(opened(f"{path}@train")) == 1
+        path = Path(f"{path}@test")
+    problems = opened(path)
+    assert [p.kind for p in problems] == ["number", "math", "choice", "math", "math"]
+    assert [p.answer for p in problems] == [3, *answers[1:]]
+    assert [p.question for p in problems] == ["Find x.", "Find y.", "Which?", "Angle?", "Is Picture 1 f(x)?"]
+    assert [p.kind for p in opened(path, kind="math")] == ["math"] * 5
+    assert opened(path, kind="math")[0].answer == "3"
+    assert [p.kind for p in opened(path, kind="text")] == ["text"] * 5
+
+
+def test_virl39k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="extra [data]")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    draw(tmp_path / "images" / "a.png")
+    answers = ["\\boxed{A}", "\\boxed{3.50}", "\\boxed{\\frac{1}{2}}", "\\boxed{Tuesday}", "\\boxed{1,200}"]
+    columns = {
+        "question": ["<image>\nWhat?"] * 5, "answer": answers, "image": [["images/a.png"]] * 5,
+        "qid": [f"q{i}" for i in range(5)], "PassRate_32BTrained": [0.5, 0.25, 1.0, 0.0, float("nan")],
+        "category": ["geometry"] * 5, "steps": [[1]] * 5, "page": ["x" * 20_000] * 5,
+    }  # fmt: skip
+    path = tmp_path / "virl.parquet"
+    datasets.Dataset.from_dict(columns).to_parquet(path)
+    problems = opened(path)
+    assert [(p.kind, p.answer) for p in problems] == [
+        ("choice", "A"), ("number", 3.5), ("math", "\\frac{1}{2}"), ("text", "Tuesday"), ("number", 1200),
+    ]  # fmt: skip
+    assert problems[0].id == "q0"
+    kept = {key for key in problems[1].meta if key not in ("source", "line", "pictures")}
+    assert kept == {"PassRate_32BTrained", "category"}  # no list, no page
+    assert problems[1].meta["PassRate_32BTrained"] == 0.25
+    assert "PassRate_32BTrained" not in problems[4].meta  # NaN is no JSON
+    assert opened(path, kind="math")[1].answer == "3.50"  # as it is written
+    datasets.Dataset.from_dict(columns | {"question": ["<image><image>?"] * 5}).to_parquet(
+        tmp_path / "b.parquet"
+    )
+    assert "b.parquet, row 1: the question has 2 <image> but the line names 1" in refused(
+        tmp_path / "b.parquet"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "inner"),
+    [
+        ("\\boxed{A}", "A"), ("$\\boxed{\\frac{1}{2}}$", "\\frac{1}{2}"), ("\\boxed{1} and \\boxed{2}",) * 2,
+        ("\\boxed{}",) * 2, ("x \\boxed{1}",) * 2, ("\\boxed{{}",) * 2, ("plain",) * 2,
+    ],
+)  # fmt: skip
+def test_unboxed(text: str, inner: str) -> None:
+    assert unboxed(text) == inner
+
+
+def test_what_is_mathematics() -> None:
+    for text in ("\\frac{1}{2}", "x^2", "3/4", "2x+1", "45°", "x = 3", "√2", "35%", "y<2"):
+        assert is_mathematical(text), text
+    for text in ("a cat", "yes", "no. 3 is red", "Tuesday", "10 red and blue", "north-east", "A and C"):
+        assert not is_mathematical(text), text
+    assert said("1,200", loose=True) == 1200
+    assert said("1,200") == "1,200"
+
+
+def test_hub_names_are_fetched_only_when_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = refused("hub:hiyouga/geometry3k@test")
+    assert (
+        told
+        == "hub:hiyouga/geometry3k@test would be fetched from the Hugging Face hub; allow it with download=true."
+    )
+    assert "names no dataset; write hub:OWNER/NAME" in refused("hub:../x")
+    datasets = pytest.importorskip("datasets", reason="extra [data]")
+    asked_for = []
+
+    def load(name: str, *, split: str) -> Any:  # stands for the network
+        asked_for.append((name, split))
+        return datasets.Dataset.from_dict({"question": ["2 + 2?"], "answer": ["4"]})
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    from fovea.tasks.tables import _dataset
+
+    _dataset.cache_clear()
+    task = open_data("hub:hiyouga/geometry3k@test", download=True)
+    assert (all_of(task)[0].answer, task.name) == (4, "geometry3k")
+    assert asked_for == [("hiyouga/geometry3k", "test")]
+
+
+# --- frames, prompts, both doors ----------------------------------------------------------------------------
+
+
+def test_every_frame_can_be_declared_by_line_and_by_file(tmp_path: Path) -> None:
+    draw(tmp_path / "p.png")
+    boxes = {"pixels": [10, 30, 50, 60], "unit": [0.1, 0.5, 0.5, 1], "thousandths": [100, 500, 500, 1000]}
+    boxes["resized"] = [20, 60, 100, 120]
+    for frame, box in boxes.items():
+        size = {"resized": [200, 120]} if frame == "resized" else {}
+        record = {"image": "p.png", "question": "?", "answer": box}
+        by_line = opened(lines(tmp_path / "a.jsonl", record | {"frame": frame} | size))
+        by_file = opened(lines(tmp_path / "b.jsonl", record), frame=frame, **size)
+        assert by_line[0].answer == pytest.approx((10, 30, 50, 60)), frame
+        assert by_file[0].answer == by_line[0].answer
+    path = lines(
+        tmp_path / "c.jsonl", {"image": "p.png", "question": "?", "answer": [1, 2, 3, 4], "frame": "resized"}
+    )
+    assert 'needs the size that boxes refer to, but "resized" is null' in refused(path)
+    assert opened(path, resized=(100, 60))[0].answer == (1, 2, 3, 4)
+    with pytest.raises(UserError, match="write \\[width, height\\] in pixels"):
+        load_run("quickstart", ["problems.resized=[0, 3]"])
+
+
+def test_instructions() -> None:
+    assert asked("Where?", None) == "Where?"
+    assert asked("Where?", "Think.") == "Where?\nThink."
+    assert asked("{x} {question}", "A {y} {question} B {question}") == "A {y} {x} {question} B {question}"
+    assert instruction_of(Run(instruction="think"), "box") == THINK
+    assert (
+        instruction_of(Run(instruction="think_json"), "box")
+        == f"{THINK} Output the final answer in JSON format."
+    )
+    assert instruction_of(Run(instruction="plain"), "math") == INSTRUCTIONS["math"]
+    assert instruction_of(Run(instruction=""), "box") is None
+    assert instruction_of(Run(), "box") is None
+    assert instruction_of(Run(data="x.jsonl"), "choice") == INSTRUCTIONS["choice"]
+    assert instruction_of(Run(instruction="Say {question}!"), "box") == "Say {question}!"
+    assert asked("Detect.", NAMED["think_first"]).endswith("</answer>\nDetect.")
+
+
+def test_several_kinds_need_a_reward_for_all_and_get_their_own_instruction(tmp_path: Path) -> None:
+    files, folders = two_files(tmp_path)
+    with pytest.raises(
+        UserError, match=r"mixes answers of the kinds box, text, choice, math, objects.* set rewards\.acc"
+    ):
+        open_tasks(Run(data=tuple(files), images=tuple(folders), validation_data=tuple(files)))
+    run = Run(
+        data=tuple(files), images=tuple(folders), validation_data=tuple(files), rewards={"accuracy": 1.0}
+    )
+    task, held, _ = open_tasks(run)
+    assert instruction_of(run, task) is None
+    for problem in held.take(0, 5)[0]:
+        assert problem.question.endswith(f"\n{INSTRUCTIONS[problem.kind]}")
+    think = run.model_copy(update={"instruction": "think"})
+    task, held, _ = open_tasks(think)
+    assert instruction_of(think, task) == THINK
+    assert held.take(0, 1)[0][0].question == "Where?"
+
+
+def forms(folder: Path) -> list[tuple[str, str, list[str]]]:
+    """(file, pictures, options) of one file a form."""
+    path, _ = refs_of(folder)
+    pics = str(folder / "pics")
+    flat = write(folder / "flat.json", [{"image": "1.png", "sentence": "cat", "solution": [10, 10, 30, 30]}])
+    two = lines(folder / "v.jsonl", turns("1.png", "Where?", "[10, 10, 30, 30]", accu_reward_method="rec"))
+    return [
+        (str(folder / "instances.json"), pics, []),
+        (str(folder / "instances.json"), pics, ["problems.crowds=keep", "problems.empty=0.5"]),
+        (str(folder / "instances.json"), pics, ["problems.ask=rec"]),
+        (str(folder / "instances.json"), pics, ["problems.ask=count"]),
+        (f"{path}@train", pics, []),
+        (str(flat), pics, []),
+        (f"[{flat},{two}]", pics, []),
+    ]
+
+
+def test_convert_writes_what_training_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k, (file, pics, options) in enumerate(forms(tmp_path)):
+        out = tmp_path / f"out{k}.jsonl"
+        assert cli.main(["convert", file, "--images", pics, "--out", str(out), *options]) == 0, (
+            capsys.readouterr().err
+        )
+        assert "written" in capsys.readouterr().out
+        run = load_run("quickstart", [f"data={file}", f"images={pics}", *options])
+        data = run.data if isinstance(run.data, str) else list(run.data or ())
+        ours = all_of(open_data(data, run.images, problems=run.problems, shuffle=False))
+        again = all_of(open_data(out, shuffle=False))
+        for a, b in zip(ours, again, strict=True):
+            assert (a.id, a.question, a.answer, a.kind, a.target) == (
+                b.id,
+                b.question,
+                b.answer,
+                b.kind,
+                b.target,
+            )
+            assert [x.tobytes() for x in a.images] == [x.tobytes() for x in b.images]
+            mine = {key: value for key, value in a.meta.items() if key not in ("source", "line", "pictures")}
+            assert mine.items() <= b.meta.items()
+    assert not Path(
+        json.loads(out.read_text().splitlines()[0])["image"]
+    ).is_absolute()  # the pictures lie beside it
+    assert cli.main(["convert", file, "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_convert_takes_pictures_out_of_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="extra [data]")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    columns = {"image": [png()], "question": ["?"], "answer": ["[1, 2, 10, 8]"], "rate": [0.5]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "t.parquet")
+    assert cli.main(["convert", str(tmp_path / "t.parquet"), "--out", str(tmp_path / "o.jsonl")]) == 0
+    (record,) = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert (tmp_path / record["image"]).read_bytes() == png()
+    assert record["meta"] == {"rate": 0.5}
+    assert opened(tmp_path / "o.jsonl")[0].answer == (1, 2, 10, 8)
+
+
+def test_every_form_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file, pics, options in forms(tmp_path):
+        capsys.readouterr()
+        code = cli.main(["tasks", "check", file, "--images", pics, *options, "--json"])
+        report = json.loads(capsys.readouterr().out)
+        assert (code, report["bad"]) == (0, []), (file, options)
+        assert report["n"] > 0
+    assert cli.main(["tasks", "check", str(tmp_path / "instances.json"), "--images", pics]) == 0
+    assert "categories of pictures are not asked: a crowd box" in capsys.readouterr().out
+    report = check_task(tmp_path / "instances.json", images=tmp_path)  # the wrong folder
+    assert len(report.bad) == 3
+    assert (
+        cli.main(["tasks", "show", str(tmp_path / "instances.json"), "--images", pics, "problems.ask=rec"])
+        == 0
+    )
+    assert "1:dog" in capsys.readouterr().out
+    assert (
+        cli.main(["tasks", "check", str(tmp_path / "instances.json"), "--images", pics, "problems.aks=rec"])
+        == 2
+    )
+    assert "did you mean 'ask'" in capsys.readouterr().err
+
+
+def test_the_teachers_reply_is_right_for_every_form(tmp_path: Path) -> None:
+    for file, pics, options in forms(tmp_path)[:-1]:
+        run = load_run("quickstart", [f"data={file}", f"images={pics}", *options])
+        for problem in all_of(open_data(str(run.data), run.images, problems=run.problems)):
+            assert correct(_reply(problem), problem), (problem.target, problem.answer)
