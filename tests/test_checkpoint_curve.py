@@ -16,8 +16,8 @@ from fovea.config import load_run
 from fovea.tasks import open_task
 from fovea.types import UserError
 
-ALWAYS = ["method=sft", "steps=2", "prompts=2", "group=2", "sampling.max_new_tokens=4", "evaluation.samples=0", "threads=1",
-          "evaluation.n=2", "evaluation.every=0", "save_every=1", "keep_checkpoints=5"]  # fmt: skip
+ALWAYS = ["method=sft", "steps=2", "prompts=2", "group=2", "sampling.max_new_tokens=4", "evaluation.samples=0",
+          "threads=1", "evaluation.n=2", "evaluation.every=0", "save_every=1", "keep_checkpoints=5"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from PIL import Image
 from fovea.tasks import open_data
 from fovea.tasks.data import read_data
 from fovea.tasks.jsonl import read_lines
-from fovea.tasks.pictures import CACHE, BadPicture, FileRef, decode, read_size, verify
 from fovea.tasks.kinds import BadLine
+from fovea.tasks.pictures import CACHE, BadPicture, FileRef, decode, read_size, verify
 from fovea.tasks.records import read_record, without_placeholders
 from fovea.types import Problem, UserError, picture_sizes
 

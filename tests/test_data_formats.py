@@ -50,7 +50,7 @@ def lines(path: Path, *records: object) -> Path:
     return path
 
 
-def turns(name: str, question: str, answer: str, **more: object) -> dict[str, object]:
+def turns(name: str, question: str, answer: str, **more: object) -> dict[str, Any]:
     said = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": answer}]
     return {"id": 1, "image": name, "conversations": said} | more
 
@@ -152,7 +152,7 @@ def test_the_fingerprint_covers_every_file(tmp_path: Path) -> None:
 
 def test_a_json_list_holds_the_same_records(tmp_path: Path) -> None:
     draw(tmp_path / "p.png")
-    plain = {"image": "p.png", "question": "Where?", "answer": [1, 2, 30, 40]}
+    plain: dict[str, Any] = {"image": "p.png", "question": "Where?", "answer": [1, 2, 30, 40]}
     path = write(tmp_path / "a.json", [plain, turns("p.png", "Where?", "[10, 10, 50, 40]")])
     assert [p.answer for p in opened(path)] == [(1, 2, 30, 40), (10, 10, 50, 40)]
     assert opened(path)[1].meta["source"] == f"{path}, entry 2"
@@ -192,7 +192,7 @@ def coco(folder: Path, **changes: Any) -> Path:
     for i in (2, 3, 4):
         draw(folder / "pics" / f"{i}.png")
     images = [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 60} for i in (1, 2, 3, 4)]
-    boxes = [
+    boxes: list[tuple[int, int, Any, int]] = [
         (1, 1, [10, 10, 20, 20], 0), (1, 1, [40, 10, 20, 20], 0), (1, 2, [70, 5, 25.5, 40], 0),
         (2, 2, [5, 5, 50, 50], 0), (3, 3, [0, 0, 100, 30], 1), (3, 3, [0, 0, 10, 10], 0), (3, 1, [50, 20, 4, 4], 0),
     ]  # fmt: skip

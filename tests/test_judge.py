@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fovea import rewards
+from fovea.rewards import asking
 from fovea.rewards import judge as judging
 from fovea.rewards.judge import Judge, judge_of, prompt_for, read_verdict, verdicts
 from fovea.rewards.loading import Fault
@@ -47,7 +48,7 @@ def answer_in(prompt: str) -> str:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(judging, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(asking, "LONGEST_WAIT", 0.05)
     state, lock = Server(), threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):

@@ -69,7 +69,7 @@ def test_lmms_eval_finds_what_fovea_finds(utils: Any, tmp_path: Path) -> None:
     arguments = f"pretrained={model},device=cpu,device_map=cpu,min_pixels=1024,max_pixels=102400"
     command = [sys.executable, "-m", "lmms_eval", "--model", "qwen3_vl", "--model_args", arguments,
                "--tasks", "fovea_problems", "--include_path", str(TASK), "--batch_size", "1",
-               "--gen_kwargs", "max_new_tokens=32", "--output_path", str(tmp_path / "out"), "--log_samples"]  # fmt: skip
+               "--gen_kwargs", "max_new_tokens=32", "--output_path", str(tmp_path / "out")]  # fmt: skip
     env = os.environ | {"FOVEA_MODEL": str(model), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=env, capture_output=True, timeout=600)
     (results,) = (tmp_path / "out").rglob("*_results.json")

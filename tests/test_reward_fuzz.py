@@ -22,7 +22,7 @@ from fovea.rewards import REWARDS, answers, box_iou, functions, matching, mathem
 from fovea.rewards.options import parameters_of
 from fovea.types import AnswerKind, Problem, UserError
 
-FUZZ = int(os.environ.get("FOVEA_FUZZ", "60"))
+FUZZ = int(os.environ.get("FOVEA_FUZZ", "40"))
 FUZZING = settings(
     max_examples=FUZZ,
     deadline=None,
@@ -30,6 +30,16 @@ FUZZING = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+SLOW = {"math", "accuracy", "equal", "cosine"}
+"""These may ask SymPy: a quarter of the examples."""
+
+
+def fuzz(name: str, test: Callable[[str], None]) -> None:
+    """Run a test on garbage."""
+    examples = max(FUZZ // 4, 10) if name in SLOW else FUZZ
+    settings(FUZZING, max_examples=examples)(given(GARBAGE)(test))()
+
+
 SLOWEST = 0.010
 """Seconds of CPU time that a completion of 100 KB may take (the best of up to six runs, as the machine is shared)."""
 
@@ -232,17 +242,21 @@ NAMES = [name for name in REWARDS if name not in ASKS_A_SERVER]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FUZZING
-@given(text=GARBAGE)
-def test_no_reward_raises_and_nothing_earns_nothing_by_fuzzing(name: str, text: str) -> None:
+def test_no_reward_raises_and_nothing_earns_nothing_by_fuzzing(name: str) -> None:
     function = REWARDS[name]
-    for of, needed in fitting(name):
-        reward = function(text, of)
-        assert math.isfinite(reward)
-        if name not in NOT_SCORES and not says_it(text, of, needed):
-            assert reward <= function("", of), (of.kind, text)
-        if "compat" in parameters_of(function):
-            assert math.isfinite(function(text, of, compat="vlm_r1"))  # what it pays is the original's affair
+    problems = fitting(name)
+
+    def check(text: str) -> None:
+        for of, needed in problems:
+            reward = function(text, of)
+            assert math.isfinite(reward)
+            if name not in NOT_SCORES and not says_it(text, of, needed):
+                assert reward <= function("", of), of.kind
+            if "compat" in parameters_of(function):
+                # What it pays is the original's affair.
+                assert math.isfinite(function(text, of, compat="vlm_r1"))
+
+    fuzz(name, check)
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
@@ -273,10 +287,11 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.mark.parametrize("name", PARSERS)
-@FUZZING
-@given(text=GARBAGE)
-def test_no_parser_raises_by_fuzzing(name: str, text: str) -> None:
-    PARSERS[name](text)
+def test_no_parser_raises_by_fuzzing(name: str) -> None:
+    def check(text: str) -> None:
+        PARSERS[name](text)
+
+    fuzz(name, check)
 
 
 def test_every_parser_of_a_reply_is_fuzzed() -> None:
@@ -299,28 +314,10 @@ def test_parsed_json_is_never_too_strange_by_fuzzing(value: Any) -> None:
 # --- 100 KB -----------------------------------------------------------------------------------------------
 
 SIZE = 100_000
-OPENINGS = (
-    *TAGS,
-    *FENCES,
-    *JSON,
-    *MATHS,
-    "[",
-    "[1",
-    "[1,",
-    "[1,2,3,",
-    "[ ",
-    "{",
-    "{[",
-    '{"a":',
-    "}",
-    '"',
-    "\\",
-    "$",
-    "(",
-)
+OPENINGS = (*TAGS[:4], "```json", "```", *JSON[:5], "\\boxed{", "\\frac{1}{", "\\text{", "^{", "[", "[1")
+OPENINGS += ("[1,2,3,", "[ ", "{", "{[", '{"a":', "}", '"', "\\", "$", "(", "|")
 RUNS = (
     "1",
-    "1,",
     ",234",
     "1,234,",
     "1.",
@@ -329,40 +326,16 @@ RUNS = (
     "9 ",
     "a",
     "a ",
-    "a b c ",
     "yes ",
-    "no, ",
     "know",
     "B. ",
-    "B",
     "A,B!",
-    "?",
-)
-STRANGE = (
     " ",
-    "\n",
     "x\n",
     " \n",
-    "\r",
-    "\x00",
-    "e\u0301",
-    "\u0301",
-    "\u0323\u0307",
-    "\ufdfa",
-    "\u00df",
-    "\u0130",
-    "\u2028",
-    "\u0663",
 )
-PAIRS = (
-    "<answer></answer>",
-    "<answer>x</answer>",
-    "<think></think>",
-    "</think> <answer>",
-    "</think>  ",
-    "<answer></think>",
-    "```json```",
-)
+STRANGE = ("e\u0301", "\u0301", "\u0323\u0307", "\ufdfa", "\u0130", "\u2028", "\u0663", "\x00")
+PAIRS = ("<answer>x</answer>", "<think></think>", "</think> <answer>", "</think>  ", "```json```")
 DISTINCT = " ".join(str(i) for i in range(20_000))
 FAMILIES: dict[str, str] = {
     repr(piece)[:24]: piece * (SIZE // len(piece))

@@ -179,7 +179,12 @@ class EvaluationSection(Section):
     @classmethod
     def _a_number_or_all(cls, value: Any) -> Any:
         """One sentence for both of its types."""
-        whole = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < math.inf and value == int(value)
+        whole = (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and 1 <= value < math.inf
+            and value == int(value)
+        )
         if value != "all" and not whole:
             raise ValueError("write a whole number, 1 or more, or all")
         return value

@@ -289,19 +289,19 @@ def _picture(number: int, image: dict[str, Any], names: Mapping[Any, str]) -> Pi
         wrong = BadLine(f'its "file_name" is {short(name)}', "name the picture's file")
     elif not _is_id(image.get("id")):
         wrong = BadLine(f'its "id" is {short(image.get("id"))}', "give a whole number or a text")
-    sets = {
-        key: frozenset(names[i] for i in ids if _is_id(i) and i in names)
-        for key, ids in image.items()
-        if key in ("neg_category_ids", "not_exhaustive_category_ids") and isinstance(ids, list)
-    }
+
+    def listed(key: str) -> frozenset[str] | None:
+        ids: Any = image.get(key)
+        return frozenset(names[i] for i in ids if _is_id(i) and i in names) if isinstance(ids, list) else None
+
     return Picture(
         number=number,
         id=image.get("id"),
         name=str(name),
         # Pictures are often resized after they were annotated: boxes are pixels of the size that the file declares.
         frame={"frame": "resized", "resized": list(size)} if known else {"frame": "pixels"},
-        absent=sets.get("neg_category_ids"),
-        unsure=sets.get("not_exhaustive_category_ids", frozenset()),
+        absent=listed("neg_category_ids"),
+        unsure=listed("not_exhaustive_category_ids") or frozenset(),
         wrong=wrong,
     )
 
@@ -309,7 +309,8 @@ def _picture(number: int, image: dict[str, Any], names: Mapping[Any, str]) -> Pi
 def annotation_of(found: Mapping[str, Any], place: int, names: Mapping[Any, str]) -> Annotation:
     """One entry of "annotations"; `place` names it where it has no id. Raises BadLine."""
     which = f"annotation {found['id']}" if _is_id(found.get("id")) else f"annotation number {place}"
-    box, category = found.get("bbox"), found.get("category_id")
+    box: Any = found.get("bbox")
+    category = found.get("category_id")
     if not is_box(box):
         raise BadLine(f'{which} has the "bbox" {short(box)}', "write [x, y, width, height]")
     if not _is_id(category) or category not in names:

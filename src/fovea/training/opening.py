@@ -112,7 +112,9 @@ def _weights(run: Run, weights: Mapping[str, float]) -> tuple[dict[str, float], 
     """The weights that count, and what is to be said if they are not the recipe's (`compat`)."""
     counting = plain_sum(weights, run.compat)
     lost = [f"rewards.{name}={weight:g}" for name, weight in weights.items() if weight != counting[name]]
-    note = f"compat={run.compat}: rewards are added up without weights: each of {', '.join(lost)} counts as 1."
+    note = (
+        f"compat={run.compat}: rewards are added up without weights: each of {', '.join(lost)} counts as 1."
+    )
     return counting, [note] if lost else []
 
 

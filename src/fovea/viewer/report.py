@@ -179,7 +179,7 @@ BOX_MEASURES = (
     ("detection.greedy_recall", "greedy recall", "true things that are found by one"),
     ("detection.box_ratio", "box ratio", "boxes said / boxes true (100 % is as many)"),
     ("detection.false_alarms", "false alarms", "things asked for in vain that got a box"),
-    ("detection.false_alarm_pictures", "pictures with one", "pictures with a box of what is not there"),
+    ("detection.false_alarm_pictures", "alarm pictures", "pictures with a box of what is not there"),
     ("detection.looking.f1", "looking (F1)", "F1 minus that with another problem's picture"),
     ("detection.looking.map", "looking (mAP)", "mAP minus that with another problem's picture"),
 )

@@ -27,7 +27,7 @@ def write_size(folder: str | Path, layers: int) -> int:
     model.save_pretrained(target)
     ours = {"build.json", "__init__.py"}  # records of the whole model
     for path in source.iterdir():
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in ours:
-            if not (target / path.name).exists():
-                shutil.copy(path, target / path.name)
+        wanted = path.is_file() and path.suffix != ".safetensors" and path.name not in ours
+        if wanted and not (target / path.name).exists():
+            shutil.copy(path, target / path.name)
     return int(sum(parameter.numel() for parameter in model.parameters()))
