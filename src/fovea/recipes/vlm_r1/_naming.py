@@ -1,7 +1,7 @@
 """The aha moment, measured: does a reply name what is there before it boxes it, and is what it names there?
 
 VLM-R1 reports that with odLength the model "first states which of the listed targets are present" (paper, section
-5.3.1), from one figure. Here: a reply's thought is searched for the labels of the vocabulary, in order.
+5.3.1), from one figure. Here: a reply's thought is searched for the labels of the vocabulary (digits), in order.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from typing import Any
 
 from fovea.rewards.answers import answer_of, read_objects
 from fovea.statistics import average, proportion
-from fovea.tasks.scenes import COLORS, SHAPES
 
-_LABEL = re.compile(rf"\b(?:({'|'.join(COLORS)}) ({'|'.join(SHAPES)}))\b")
+_LABEL = re.compile(r"\b[0-9]\b")
 _DENIED = re.compile(r"\bno\s+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Naming:
-    """What one reply names. Example: Naming(named=("red ring",), denied=(), boxed=("red ring",), first=True)"""
+    """What one reply names. Example: Naming(named=("7",), denied=(), boxed=("7",), first=True)"""
 
     named: tuple[str, ...]
     """Labels said to be there, before any box, in order."""
     denied: tuple[str, ...]
-    """Labels said not to be there ("No red ring.")."""
+    """Labels said not to be there ("No 3.")."""
     boxed: tuple[str, ...]
     """Labels of the boxes."""
     first: bool

@@ -1,7 +1,7 @@
 """The problems of VLM-R1's studies in miniature: built-in tasks, digits asked for and shown otherwise, mixtures.
 
-`open_study_task(name, split, seed)` opens any of them; a name is a key of `DIGITS`, `MIXTURES` or `FLAWED`, or a
-built-in task. Problem i is a function of (name, split, seed, i).
+`open_study_task(name, split, seed)` opens any of them; a name is a key of `DIGITS`, `MIXTURES` or `FLAWED`,
+`digits/detect`, or a built-in task. Problem i is a function of (name, split, seed, i).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fovea.boxes import place
 from fovea.tasks import open_task
 from fovea.tasks.questions import Ask, Asked
 from fovea.tasks.scenes import SPLITS, Scene, Split, Thing, compose, digit_stamps, generator
-from fovea.tasks.stages import photo_behind
+from fovea.tasks.stages import listing, photo_behind
 from fovea.types import AnswerKind, Problem, Task
 
 APART = 8
@@ -122,16 +122,78 @@ class DigitTask:
         )  # fmt: skip
 
 
+# --- digits, detected among classes that are not there ----------------------------------------------------------------
+
+NONE_LISTED = 0.1
+"""Share of the problems in which no listed digit is in the picture."""
+
+
+def detect_digits(rng: np.random.Generator, split: Split) -> Asked:
+    """Two to four digits, one of which may be there twice; the question lists two to four classes, one or two of them
+    (at times all) absent."""
+    count = int(rng.integers(2, 5))
+    labels = [str(label) for label in rng.choice(10, count, replace=False)]
+    if count > 2 and rng.random() < 0.3:
+        labels[1] = labels[0]
+    scene = compose(rng, digit_stamps(split), count, labels=labels, split=split)
+    there = [str(label) for label in rng.permutation(sorted(set(labels)))]
+    none = rng.random() < NONE_LISTED
+    present = [] if none else there[: int(rng.integers(1, min(3, len(there)) + 1))]
+    others = [str(digit) for digit in range(10) if str(digit) not in there]
+    absent = [str(name) for name in rng.choice(others, 2 if none or len(present) == 1 else 1, replace=False)]
+    asked = [str(name) for name in rng.permutation(present + absent)]
+    found = [thing for thing in scene.things if thing.label in present]
+    seen = ", ".join(thing.label for thing in found)
+    denied = [f"No {name}." for name in asked if name in absent]
+    return Asked(
+        images=(scene.image,),
+        question=f"Detect: {', '.join(asked)}. Answer with a JSON list, or None.",
+        answer=listing(found),
+        said="[" + ", ".join(f'{{"bbox_2d": {place(t.box)}, "label": "{t.label}"}}' for t in found) + "]",
+        thought=" ".join([f"I see: {seen or 'none'}.", *denied]),
+        meta={
+            "asked": asked,
+            "present": present,
+            "absent": absent,
+            "things": listing(scene.things),
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectTask:
+    """An endless task of `detect_digits`; in a share of the problems, drawn by (seed, i), the teacher thinks first."""
+
+    name: str
+    split: Split
+    seed: int
+    thinks: float = 0.5
+    kind: AnswerKind = "objects"
+    chance: float = NONE_LISTED
+    size: None = None
+
+    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
+        return [self._problem(i) for i in range(cursor, cursor + n)], cursor + n
+
+    def _problem(self, i: int) -> Problem:
+        rng = generator("problem", self.name, self.split, self.seed, i)
+        asked = detect_digits(rng, self.split)
+        said = asked.said if asked.answer else "None"
+        thought = f"<think>{asked.thought}</think>" if rng.random() < self.thinks else ""
+        return Problem(
+            id=f"{self.name}:{self.split}:{self.seed}:{i}", task=self.name, images=asked.images,
+            question=asked.question, answer=asked.answer, kind="objects", meta=asked.meta,
+            target=f"{thought}<answer>{said}</answer>",
+        )  # fmt: skip
+
+
 # --- mixtures and flawed problems -----------------------------------------------------------------------------------
 
 MIXTURES: Mapping[str, Mapping[str, float]] = {
-    "detect/start": {
-        "shapes/detect": 0.35, "shapes/detect~think": 0.35, "shapes/describe": 0.1, "shapes/refer": 0.2,
-    },
+    "detect/start": {"digits/detect": 0.75, "digits/describe": 0.25},
     "digits/start": {"digits/locate": 0.6, "digits/describe": 0.4},
 }  # fmt: skip
-"""Name → task → share. `shapes/detect~think`: its question with a teacher's reply that names what is there first,
-so that the model may do either."""
+"""Name → task → share."""
 
 FLAWED: Mapping[str, float] = {"digits/noisy": 0.3}
 """digits/locate with this share of truths that are the box of nothing asked for: that of another problem."""
@@ -155,11 +217,7 @@ class Mixture:
         shares = MIXTURES[self.name]
         place_in = np.random.default_rng([self.seed, SPLITS.index(self.split), i])
         name = str(place_in.choice(list(shares), p=list(shares.values())))
-        if not name.endswith("~think"):
-            return open_task(name, self.split, self.seed).take(i, 1)[0][0]
-        plain = open_task(name.removesuffix("~think"), self.split, self.seed).take(i, 1)[0][0]
-        thinks = open_task(name.replace("~", "@"), self.split, self.seed).take(i, 1)[0][0]
-        return replace(plain, target=thinks.target)
+        return open_study_task(name, self.split, self.seed).take(i, 1)[0][0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,9 +246,11 @@ def open_study_task(name: str, split: Split, seed: int) -> Task:
     """Any task of the studies, or a built-in one. Raises UserError for an unknown name."""
     if name in DIGITS:
         return DigitTask(name=name, split=split, seed=seed)
+    if name == "digits/detect":
+        return DetectTask(name=name, split=split, seed=seed)
     if name in FLAWED:
         return Noisy(name=name, split=split, seed=seed)
     if name in MIXTURES:
         first = next(iter(MIXTURES[name]))
-        return Mixture(name=name, split=split, seed=seed, kind=open_task(first, split, seed).kind)
+        return Mixture(name=name, split=split, seed=seed, kind=open_study_task(first, split, seed).kind)
     return open_task(name, split, seed)

@@ -2,7 +2,7 @@
 
     fovea study vlm_r1/hacking --out runs/vlm_r1/hacking
 
-The start is fovea-tiny after 200 steps of supervised fine-tuning on open-vocabulary detection in which half of the
+The start is fovea-tiny after 100 steps of supervised fine-tuning on open-vocabulary detection in which half of the
 teacher's replies name what is there before they box it. From it, for every seed, GRPO without a KL term on AP50, mAP,
 odLength, weighted_sum (VLM-R1's four) and od_f1 (ours, the control). Along training: predicted / true boxes,
 completion length, reward, order-independent F1, the audits' warnings; of the checkpoints the same on held-out pictures,
@@ -27,39 +27,39 @@ from fovea.runlog import write_json
 
 REWARDS = ("od_ap50", "od_map", "od_length", "od_weighted", "od_f1")
 SHOWN = (*REWARDS, "od_ratio")
-MEASURE = {"shapes/detect": 192}
+MEASURE = {"digits/detect": 192}
 
 START: dict[str, Any] = {
     "model": "fovea-tiny",
     "method": "sft",
     "rewards": {"format": 1.0},
-    "prompts": 48,
-    "steps": 200,
-    "save_every": 200,
+    "prompts": 32,
+    "steps": 100,
+    "save_every": 100,
     "tokens_per_pass": 4096,
-    "sampling": {"max_new_tokens": 192},
-    "optimizer": {"learning_rate": 3e-4, "warmup_steps": 20},
+    "sampling": {"max_new_tokens": 160},
+    "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10},
 }
 RL: dict[str, Any] = {
     "prompts": 16,
     "group": 8,
-    "steps": 75,
-    "save_every": 25,
+    "steps": 60,
+    "save_every": 20,
     "tokens_per_pass": 4096,
-    "sampling": {"max_new_tokens": 192},
+    "sampling": {"max_new_tokens": 160},
     "optimizer": {"learning_rate": 5e-5, "warmup_steps": 5},
     "algorithm": {"name": "grpo", "beta": 0.0},
     "audits": ("od_f1", "od_ratio"),
 }
 
 
-def start_arm(steps: int = 200) -> Arm:
+def start_arm(steps: int = 100) -> Arm:
     """The supervised start that all arms share."""
     return Arm(
         name="start",
         seed=77,
         task="detect/start",
-        values=START | {"steps": steps},
+        values=START | {"steps": steps, "save_every": steps},
         measure=MEASURE,
         rewards=SHOWN,
     )
@@ -78,7 +78,7 @@ def arms(out: Path, seeds: Sequence[int], rewards: Sequence[str] = REWARDS) -> l
         Arm(
             name=reward,
             seed=seed,
-            task="shapes/detect",
+            task="digits/detect",
             values=RL | {"model": start_of(out), "rewards": {reward: 1.0}},
             measure=MEASURE,
             rewards=SHOWN,
@@ -133,8 +133,8 @@ def verdict(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def summary(out: Path, seeds: Sequence[int], rewards: Sequence[str], command: str) -> dict[str, Any]:
     """What results.json holds of this study: {"arms": {reward: {"seeds", "metrics"}}, …}."""
     found: dict[str, Any] = {}
-    task = open_study_task("shapes/detect", "test", HELD_OUT_SEED)
-    asked = [problem.meta for problem in task.take(0, MEASURE["shapes/detect"])[0]]
+    task = open_study_task("digits/detect", "test", HELD_OUT_SEED)
+    asked = [problem.meta for problem in task.take(0, MEASURE["digits/detect"])[0]]
     for reward in rewards:
         mine = arms(out, seeds, [reward])
         runs = [metrics_of(out, arm) for arm in mine]
@@ -149,7 +149,7 @@ def summary(out: Path, seeds: Sequence[int], rewards: Sequence[str], command: st
                 },
                 "held_out": [
                     [
-                        {"step": point["step"], "rewards": point["tasks"]["shapes/detect"]["rewards"]}
+                        {"step": point["step"], "rewards": point["tasks"]["digits/detect"]["rewards"]}
                         for point in curve
                     ]
                     for curve in curves
@@ -157,14 +157,14 @@ def summary(out: Path, seeds: Sequence[int], rewards: Sequence[str], command: st
                 "naming": [
                     [
                         {"step": point["step"]}
-                        | naming_figures(point["tasks"]["shapes/detect"]["replies"], asked)
+                        | naming_figures(point["tasks"]["digits/detect"]["replies"], asked)
                         for point in curve
                     ]
                     for curve in curves
                 ],
             },
         }
-    about = {"command": command, "hardware": hardware(), "n": MEASURE["shapes/detect"], "steps": RL["steps"]}
+    about = {"command": command, "hardware": hardware(), "n": MEASURE["digits/detect"], "steps": RL["steps"]}
     return {"study": "hacking", **about, "arms": found}
 
 
