@@ -56,5 +56,36 @@ def hacking_plot(result: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def grounding_plot(result: dict[str, Any], path: Path) -> None:
+    """Accuracy over CPU seconds, RL beside SFT, a panel a task; a line a seed."""
+    pyplot = _pyplot()
+    if pyplot is None:
+        return
+    tasks = list(result["arms"]["rl"]["metrics"]["curve"][0][0]["tasks"])
+    figure, axes = pyplot.subplots(
+        2, (len(tasks) + 1) // 2, figsize=(11, 5.5), layout="constrained", sharex=True
+    )
+    for ax, task in zip(axes.flat, tasks):
+        for name, color in (("rl", "#1f6f8b"), ("sft", "#c1440e")):
+            for curve in result["arms"][name]["metrics"]["curve"]:
+                accuracies = [point["tasks"][task]["accuracy"]["mean"] for point in curve]
+                ax.plot(
+                    [point["cpu_seconds"] for point in curve], accuracies, color=color, marker=".", alpha=0.7
+                )
+        ax.set_title(task, loc="left")
+        ax.set_ylim(0, 1)
+    for ax in axes.flat[len(tasks) :]:
+        ax.axis("off")
+    lines = [
+        pyplot.Line2D([], [], color=color, label=name)
+        for name, color in (("RL", "#1f6f8b"), ("SFT", "#c1440e"))
+    ]
+    axes.flat[-1].legend(handles=lines, frameon=False, loc="center")
+    figure.supxlabel("CPU seconds of training")
+    figure.supylabel("greedy accuracy (IoU > 0.5)")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
 def _smooth(values: Sequence[float]) -> np.ndarray:
     return np.convolve(values, np.ones(SMOOTH) / SMOOTH, mode="valid")

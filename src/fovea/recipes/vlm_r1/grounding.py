@@ -15,9 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy.stats import t as student_t
+
 from fovea.checkpoints import newest
-from fovea.recipes.vlm_r1._arms import Arm, curve_of, run_arms
+from fovea.recipes.vlm_r1._arms import Arm, curve_of, hardware, run_arms
+from fovea.recipes.vlm_r1._plots import grounding_plot
 from fovea.recipes.vlm_r1._sizes import SIZES, write_size
+from fovea.runlog import write_json
 
 IN_DOMAIN = "digits/locate"
 OUT_OF_DOMAIN = (
@@ -121,6 +126,85 @@ def size_arms(out: Path, rate: float, seeds: Sequence[int]) -> list[Arm]:
     ]  # fmt: skip
 
 
+# --- what came of it --------------------------------------------------------------------------------------------------
+
+
+def _seeds(out: Path, arms: Sequence[Arm]) -> dict[str, Any]:
+    """{"seeds", "metrics": {"curve": a list a seed of {"step", "prompts", "cpu_seconds", "tasks"}}} of one arm."""
+    curves = []
+    for arm in arms:
+        points = curve_of(out, arm)["checkpoints"]
+        curves.append(
+            [point | {"tasks": {k: _kept(v) for k, v in point["tasks"].items()}} for point in points]
+        )
+    rate = arms[0].values["optimizer"]["learning_rate"]
+    return {"seeds": [arm.seed for arm in arms], "metrics": {"learning_rate": rate, "curve": curves}}
+
+
+def _kept(record: dict[str, Any]) -> dict[str, Any]:
+    kept = {"accuracy": record["accuracy"], "n": record["n"]}
+    return kept | ({"looking": record["looking"]} if "looking" in record else {})
+
+
+def summary(out: Path, seeds: Sequence[int], rates: dict[str, float], command: str) -> dict[str, Any]:
+    """What results.json holds of this study."""
+    rl = [rl_arm(rates["rl"], seed) for seed in seeds]
+    sft = [sft_arm(rates["sft"], seed, 1.0) for seed in seeds]
+    arms = {"rl": rl, "sft": sft}
+    for arm in [*data_arms(rates["rl"], seeds), *size_arms(out, rates["rl"], seeds)]:
+        arms.setdefault(arm.name, []).append(arm)
+    tried = {
+        arm.name.removeprefix("trial-"): curve_of(out, arm)["checkpoints"][-1]["tasks"][IN_DOMAIN]["accuracy"]
+        for arm in trials()
+    }
+    about = {"command": command, "hardware": hardware(), "validation_trials": tried, "chosen": rates}
+    return {"study": "grounding", **about, "arms": {name: _seeds(out, mine) for name, mine in arms.items()}}
+
+
+def at(arm: dict[str, Any], seed: int, step: int, task: str) -> float:
+    """Accuracy of one seed of an arm after `step` steps; -1: the last checkpoint."""
+    curve = arm["metrics"]["curve"][seed]
+    point = curve[-1] if step < 0 else next(point for point in curve if point["step"] == step)
+    return float(point["tasks"][task]["accuracy"]["mean"])
+
+
+def tables(result: dict[str, Any]) -> str:
+    """RL beside SFT on every task; flawed problems; sizes. Differences are paired by seed, 95 % t intervals."""
+    arms, n = result["arms"], range(len(result["arms"]["rl"]["seeds"]))
+    lines = [
+        "| task | start | RL | SFT, equal prompts | SFT, equal CPU seconds | RL - SFT, prompts | RL - SFT, CPU |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in MEASURE:
+        start = at(arms["rl"], 0, 0, task)
+        rl = [at(arms["rl"], i, STEPS, task) for i in n]
+        prompts, cpu = ([at(arms["sft"], i, step, task) for i in n] for step in (STEPS, -1))
+        cells = [f"{np.mean(values):.3f}" for values in (rl, prompts, cpu)]
+        gaps = [_gap(rl, other) for other in (prompts, cpu)]
+        lines.append(f"| {task} | {start:.3f} | {' | '.join([*cells, *gaps])} |")
+    lines += [
+        "",
+        "| trained on, half as long | start | end | printed/locate, start | end |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("rl", "digits-noisy", "digits-alone", *(f"size-{layers}" for layers in SIZES)):
+        label = {"rl": "clean", "digits-noisy": "30 % wrong truths", "digits-alone": "too easy: one digit"}
+        cells = []
+        for task in (IN_DOMAIN, "printed/locate"):
+            cells.append(f"{at(arms[name], 0, 0, task):.3f}")
+            ends = [at(arms[name], i, STEPS // 2, task) for i in n]
+            cells.append(f"{np.mean(ends):.3f} ({', '.join(f'{end:.3f}' for end in ends)})")
+        lines.append(f"| {label.get(name, name)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _gap(a: Sequence[float], b: Sequence[float]) -> str:
+    """Mean difference over seeds, paired, with its 95 % t interval."""
+    gaps = np.subtract(a, b)
+    half = float(student_t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / np.sqrt(len(gaps)))
+    return f"{gaps.mean():+.3f} [{gaps.mean() - half:+.3f}, {gaps.mean() + half:+.3f}]"
+
+
 def main(argv: list[str]) -> None:
     """Run the study, or finish it."""
     parser = argparse.ArgumentParser(prog="fovea study vlm_r1/grounding", description=__doc__)
@@ -139,3 +223,9 @@ def main(argv: list[str]) -> None:
     run_arms(out, data_arms(rates["rl"], seeds), jobs)
     run_arms(out, size_starts(out), jobs)
     run_arms(out, size_arms(out, rates["rl"], seeds), jobs)
+    command = "fovea study vlm_r1/grounding " + " ".join(argv)
+    result = summary(out, seeds, rates, command.strip())
+    write_json(out / "results.json", result)
+    (out / "tables.md").write_text(tables(result))
+    grounding_plot(result, out / "grounding.png")
+    print(tables(result))

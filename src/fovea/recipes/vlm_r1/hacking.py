@@ -2,7 +2,7 @@
 
     fovea study vlm_r1/hacking --out runs/vlm_r1/hacking
 
-The start is fovea-tiny after 100 steps of supervised fine-tuning on open-vocabulary detection in which half of the
+The start is fovea-tiny after 300 steps of supervised fine-tuning on open-vocabulary detection in which half of the
 teacher's replies name what is there before they box it. From it, for every seed, GRPO without a KL term on AP50, mAP,
 odLength, weighted_sum (VLM-R1's four) and od_f1 (ours, the control). Along training: predicted / true boxes,
 completion length, reward, order-independent F1, the audits' warnings; of the checkpoints the same on held-out pictures,
@@ -34,11 +34,11 @@ START: dict[str, Any] = {
     "method": "sft",
     "rewards": {"format": 1.0},
     "prompts": 32,
-    "steps": 100,
-    "save_every": 100,
+    "steps": 300,
+    "save_every": 300,
     "tokens_per_pass": 4096,
     "sampling": {"max_new_tokens": 160},
-    "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10},
+    "optimizer": {"learning_rate": 2e-4, "warmup_steps": 10, "schedule": "linear", "min_ratio": 0.1},
 }
 RL: dict[str, Any] = {
     "prompts": 16,
@@ -53,7 +53,7 @@ RL: dict[str, Any] = {
 }
 
 
-def start_arm(steps: int = 100) -> Arm:
+def start_arm(steps: int = 300) -> Arm:
     """The supervised start that all arms share."""
     return Arm(
         name="start",
