@@ -62,6 +62,7 @@ DIRECTIONS: Mapping[str, Direction] = {
     "completion_tokens": "steady",
     "completion_tokens_max": "steady",
     "box_count": "steady",
+    "od_ratio": "low",  # a flood of boxes; how far the count is from right, either way, is box_count_error
     "entropy": "steady",
 }
 """Which way is good; what is not named here (every reward, accuracy) is good when high."""

@@ -326,16 +326,15 @@ def _said(reply: str, problem: Problem, answer: _Answer) -> Any:
 
 
 def _absent(problem: Problem) -> tuple[str, ...] | None:
-    """Labels asked for in vain, by the problem's meta: "absent", or "asked" without those that are true."""
+    """Labels asked for in vain, by the problem's meta: "absent", else "asked", without those that are true."""
     if problem.kind != "objects":
         return None
     absent, asked = problem.meta.get("absent"), problem.meta.get("asked")
-    if isinstance(absent, list | tuple):
-        return tuple(str(label) for label in absent)
-    if isinstance(asked, list | tuple):
-        there = {normal_text(str(thing["label"])) for thing in problem.answer}
-        return tuple(str(label) for label in asked if normal_text(str(label)) not in there)
-    return None
+    labels = absent if isinstance(absent, list | tuple) else asked
+    if not isinstance(labels, list | tuple):
+        return None
+    there = {normal_text(str(thing["label"])) for thing in problem.answer}
+    return tuple(str(label) for label in labels if normal_text(str(label)) not in there)
 
 
 def _parts(answer: _Answer, names: Sequence[str], options: Options) -> dict[str, np.ndarray]:

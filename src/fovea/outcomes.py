@@ -88,18 +88,18 @@ class Outcome:
 def summarize(outcomes: Sequence[Outcome], seed: int, *, look: bool = True) -> dict[str, Any]:
     """Means with 95 % intervals, JSON-ready; each is {"mean", "ci95", …} and null where it is undefined.
 
-    Keys: n, accuracy, truncated, rewards (by name); with `look`: swapped, looking, follow, blank, each with the
+    Keys: n, accuracy, truncated, rewards (by name, over the problems that have it, with their number `n` where they
+    are not all: in a mixed file each is scored by its own); with `look`: swapped, looking, follow, blank, each with the
     `n` it is measured on, and `swap`, what was swapped; with samples: samples, pass_at_k (k a power of two or
     the number of samples). Outcomes are shares with Wilson intervals; rewards and pass@k means with bootstrap
     intervals over problems, seeded by `seed`. Problems of kind "box" add boxes (`summarize_boxes`), those of kind
     "objects" detection (`summarize_detection`).
     """
-    names = list(outcomes[0].rewards) if outcomes else []
     record: dict[str, Any] = {
         "n": len(outcomes),
         "accuracy": proportion([o.correct for o in outcomes]),
         "truncated": proportion([o.truncated for o in outcomes]),
-        "rewards": {name: average([o.rewards[name] for o in outcomes], seed) for name in names},
+        "rewards": _rewards(outcomes, seed),
     }
     if look:
         record |= _looking(outcomes, seed)
@@ -109,6 +109,18 @@ def summarize(outcomes: Sequence[Outcome], seed: int, *, look: bool = True) -> d
         record["samples"] = samples
         record["pass_at_k"] = {str(k): mean_pass_at_k(hits, k, seed) for k in _ks(samples)}
     return record | _of_boxes(outcomes, seed, look)
+
+
+def _rewards(outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
+    """Name → mean over the outcomes that have this reward, in the order in which names first occur."""
+    values: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        for name, value in outcome.rewards.items():
+            values.setdefault(name, []).append(value)
+    return {
+        name: average(found, seed) | ({"n": len(found)} if len(found) < len(outcomes) else {})
+        for name, found in values.items()
+    }
 
 
 def _of_boxes(outcomes: Sequence[Outcome], seed: int, look: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ ones in a drawn order; "rec" one for each category that is there exactly once; "
 is drawn is a function of (seed, picture's id). A truth is never incomplete: where a category has a crowd, too many
 or too small boxes in a picture, the category is not asked there, neither as present nor as absent, and `notes` say
 how often. LVIS's `neg_category_ids` (known to be absent) and `not_exhaustive_category_ids` are respected.
+Categories whose names the rewards do not tell apart (`answers.normal_text`: "Cat", "cat") are one, called as the first.
 
 Not here: reading the file (`fovea.tasks.sources`), checking boxes against the pictures (`fovea.tasks.records`).
 """
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fovea.config import ProblemsSection
+from fovea.rewards.answers import normal_text
 from fovea.tasks.kinds import BadLine, is_box, is_number, is_size, short
 from fovea.tasks.scenes import generator
 from fovea.types import UserError

@@ -1,13 +1,15 @@
 """The problems of any file as lines of the plain schema: what training reads, written down. Behind `fovea convert`.
 
 Pictures stay where they are and are named (relative to OUT where they lie beside it, else absolute); those in the cells
-of a table are copied, byte for byte, into the folder OUT_pictures. What is read back is the same problem.
+of a table are copied, byte for byte and equal ones once, into the folder OUT_pictures. What is read back is the same problem,
+and the same ones are held out.
 
 Not here: built-in tasks as files (`fovea.tasks.written`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from dataclasses import replace
@@ -46,10 +48,11 @@ def write_plain(task: DataTask, out: Path) -> dict[str, Any]:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     counts: dict[str, int] = {}
     pictures: set[str] = set()
+    copied: dict[bytes, str] = {}
     try:
         with temporary.open("wb") as file:
             for row in task.rows:
-                names = [picture_name(ref, out) for ref in row.refs]
+                names = [picture_name(ref, out, copied) for ref in row.refs]
                 pictures.update(names)
                 counts[row.kind] = counts.get(row.kind, 0) + 1
                 file.write((to_json(line_of(row, names)) + "\n").encode("utf-8"))
@@ -81,8 +84,11 @@ def own_meta(problem: Problem) -> Problem:
     return replace(problem, meta={key: value for key, value in problem.meta.items() if key not in OWN})
 
 
-def picture_name(ref: Ref, out: Path) -> str:
-    """The name under which a line of `out` finds a picture; one in a table is copied out first."""
+def picture_name(ref: Ref, out: Path, copied: dict[bytes, str]) -> str:
+    """The name under which a line of `out` finds a picture; one in a table is copied out first.
+
+    `copied`: digest → name of those that were; a picture that every row holds again stays one (`data.groups_of`).
+    """
     if isinstance(ref, FileRef):
         path, folder = Path(ref.path).absolute(), out.absolute().parent
         # normpath, not resolve: a link beside OUT to pictures elsewhere stays that link
@@ -90,11 +96,14 @@ def picture_name(ref: Ref, out: Path) -> str:
         return inside.relative_to(folder).as_posix() if inside.is_relative_to(folder) else str(inside)
     with ref.open() as stream:
         data = stream.read()
+    digest = hashlib.sha256(data).digest()
+    if digest in copied:
+        return copied[digest]
     folder = out.with_name(f"{out.stem}_pictures")
     folder.mkdir(exist_ok=True)
     name = folder / f"{ref.row:07d}-{ref.column}-{ref.item}{_suffix(data)}"
     name.write_bytes(data)
-    return f"{folder.name}/{name.name}"
+    return copied.setdefault(digest, f"{folder.name}/{name.name}")
 
 
 def _suffix(data: bytes) -> str:

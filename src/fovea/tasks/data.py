@@ -1,7 +1,7 @@
 """The user's own problems as a task: `open_data` opens files or folders, `read_data` says all that is wrong with them.
 
 Which forms there are says `fovea.tasks.sources`. Several files become one task; an id that two of them have gets its
-file's name in front.
+file's name in front. Without a file of validation problems some are held out: never one whose picture is trained on.
 
 Everything is checked before the first problem is taken, pictures included: each is decoded once, because a run
 must not stop after hours at a truncated file. `verify=False` reads their headers only.
@@ -11,8 +11,10 @@ Not here: pictures without questions (`fovea.tasks.pictures.open_pictures`).
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -31,7 +33,7 @@ from fovea.types import AnswerKind, Problem, UserError
 Part = Literal["all", "train", "heldout"]
 
 EVERY = 10
-"""Without a validation file every tenth line is held out; of files of annotations every tenth picture."""
+"""Without a validation file every tenth group of lines is held out: of those that share a picture (`groups_of`)."""
 CHUNK = 512
 """Lines whose pictures are checked together."""
 
@@ -72,8 +74,8 @@ class DataTask:
     """What a row is: line, row, entry, picture."""
     notes: tuple[str, ...] = ()
     """What was left out when the files were read, a clause each."""
-    by_picture: bool = False
-    """Held out is every tenth picture, with all its problems."""
+    beside: tuple[str, ...] = ()
+    """Further files that the problems depend on (the instances of RefCOCO's refs)."""
     instructions: Mapping[AnswerKind, str] | None = None
     """Of a task of several kinds: what is appended to each question, by its kind."""
 
@@ -143,32 +145,80 @@ def open_data(
         chance=chance_of(rows),
         unit=unit,
         notes=tuple(f"{source.file}: {note}" for source in sources for note in source.notes),
-        by_picture=any(source.by_picture for source in sources),
+        beside=tuple(name for source in sources for name in source.beside),
     )
     return part_of(task, part)
 
 
 def part_of(task: DataTask, part: Part) -> DataTask:
-    """The task of some of the lines: "all", "train" (without every tenth) or "heldout" (every tenth).
+    """The task of some of the lines: "all", "heldout" (every tenth of `groups_of`) or "train" (the others).
 
-    Where pictures are held out instead (`by_picture`), it is every tenth in the order of their first line.
-    Raises UserError where there are too few.
+    Where no two lines share a picture, every tenth line is held out. Raises UserError where there are too few.
     """
-    if part == "all":
-        return task
-    places: dict[Any, int] = {}
-    if task.by_picture:
-        where = [places.setdefault(row.refs[:1], len(places)) for row in task.rows]
-    else:
-        where = list(range(len(task.rows)))
-    kept = [row for row, i in zip(task.rows, where) if (i % EVERY == EVERY - 1) == (part == "heldout")]
+    return task if part == "all" else _part(task, groups_of(task.rows), heldout=part == "heldout")
+
+
+def split(task: DataTask) -> tuple[DataTask, DataTask]:
+    """(training, held-out) lines as `part_of` gives them. Raises UserError where there are too few."""
+    groups = groups_of(task.rows)
+    held = _part(task, groups, heldout=True)
+    return _part(task, groups, heldout=False), held
+
+
+def _part(task: DataTask, groups: Sequence[int], *, heldout: bool) -> DataTask:
+    kept = [row for row, i in zip(task.rows, groups) if (i % EVERY == EVERY - 1) == heldout]
     if not kept:
-        unit, n = ("picture", len(places)) if task.by_picture else (task.unit, len(task.rows))
+        n = max(groups) + 1
+        few = f"{n} {task.unit}s; every {EVERY}th"
+        if n < len(task.rows):
+            few = f"{n} sets of problems that share no picture; every {EVERY}th set"
         raise UserError(
-            f"{task.file} has only {n} {unit}s; every {EVERY}th is held out, so give at least {EVERY}, "
-            "or name a file with validation_data=FILE."
+            f"{task.file} has only {few} is held out, so give at least {EVERY}, or name a file with "
+            "validation_data=FILE."
         )
     return replace(task, rows=tuple(kept), kind=kept[0].kind, chance=chance_of(kept))
+
+
+def groups_of(rows: Sequence[Row]) -> list[int]:
+    """The group of each row, numbered from 0 in the order of their first rows.
+
+    Rows that share a picture are of one group, also through others (a and b share one, b and c another); a row
+    without pictures is its own.
+    """
+    pictures = _pictures(ref for row in rows for ref in row.refs)
+    above = list(range(len(rows)))  # a forest: the root of a tree is its first row
+
+    def root(i: int) -> int:
+        while above[i] != i:
+            above[i] = i = above[above[i]]
+        return i
+
+    first: dict[Hashable, int] = {}
+    for i, row in enumerate(rows):
+        for ref in row.refs:
+            one, other = root(i), root(first.setdefault(pictures[ref], i))
+            above[max(one, other)] = min(one, other)
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(root(i), len(numbers)) for i in range(len(rows))]
+
+
+def _pictures(refs: Iterable[Ref]) -> dict[Ref, Hashable]:
+    """Reference → which picture it is: of a file its real path, of a table's cell what it holds."""
+    folders: dict[str, str] = {}  # many pictures lie in one: each is looked up once
+    found: dict[Ref, Hashable] = {}
+    for ref in refs:
+        if ref in found:
+            continue
+        if isinstance(ref, FileRef):
+            folder, name = os.path.split(ref.path)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            path = os.path.join(folders[folder], name)
+            found[ref] = os.path.realpath(path) if os.path.islink(path) else path
+        else:
+            with ref.open() as stream:
+                found[ref] = hashlib.sha256(stream.read()).digest()
+    return found
 
 
 def chance_of(rows: list[Row]) -> float:

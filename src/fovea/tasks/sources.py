@@ -59,8 +59,8 @@ class Source:
     """What it is, for messages."""
     notes: tuple[str, ...] = ()
     """What was left out and why, a clause each."""
-    by_picture: bool = False
-    """Several problems belong to one picture, so that pictures are held out and not lines."""
+    beside: tuple[str, ...] = ()
+    """Other files that were read with it."""
 
 
 def named_files(
@@ -208,9 +208,7 @@ def _json(file: Path, part: str | None, base: Path, options: ProblemsSection) ->
     if isinstance(value, dict):
         if {"annotations", "categories"} & set(value):
             lines, notes = read_coco(value, str(file), options)
-            return replace(
-                plain, lines=lines, unit="picture", form="a COCO file", notes=notes, by_picture=True
-            )
+            return replace(plain, lines=lines, unit="picture", form="a COCO file", notes=notes)
         if not {"question", "conversations"} & set(value):
             raise UserError(
                 f"{file} is one JSON object with the keys {', '.join(sorted(map(str, value)))[:120] or 'none'}, which "
@@ -223,9 +221,8 @@ def _json(file: Path, part: str | None, base: Path, options: ProblemsSection) ->
         )
     if is_expressions(first):
         return replace(
-            plain, lines=read_expressions(value, options), unit="entry", form="a file of referring expressions",
-            by_picture=True,
-        )  # fmt: skip
+            plain, lines=read_expressions(value, options), unit="entry", form="a file of referring expressions"
+        )
     return replace(plain, lines=enumerate(value, 1), unit="entry")
 
 
@@ -249,7 +246,7 @@ def _refs(refs: list[Any], plain: Source, file: Path, part: str | None, options:
     lines = read_refs(refs, instances, str(file), str(where), part, options)
     name = f"{plain.name}@{part}" if part else plain.name
     return replace(
-        plain, name=name, lines=lines, unit="ref", form="a file of RefCOCO's refs", by_picture=True
+        plain, name=name, lines=lines, unit="ref", form="a file of RefCOCO's refs", beside=(str(where),)
     )
 
 

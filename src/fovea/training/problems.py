@@ -14,7 +14,7 @@ from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models import Policy, load_policy
 from fovea.tasks import open_data, open_task
-from fovea.tasks.data import DataTask, part_of
+from fovea.tasks.data import DataTask, split
 from fovea.tasks.sources import Files, named_files
 from fovea.training.bad_samples import SCANNED
 from fovea.types import AnswerKind, Problem, Task, UserError
@@ -65,8 +65,9 @@ def open_tasks(run: Run) -> Tasks:
         held = _open(run, run.validation_data, shuffle=False, strict=False)
         return _open(run, run.data), held, held
     task = _open(run, run.data)  # once: COCO's file is large
-    held = replace(part_of(task, "heldout"), shuffle=False)
-    return part_of(task, "train"), held, held
+    training, held = split(task)
+    held = replace(held, shuffle=False)
+    return training, held, held
 
 
 def _open(run: Run, path: Files, **how: Any) -> DataTask:
@@ -93,12 +94,12 @@ def _open(run: Run, path: Files, **how: Any) -> DataTask:
 
 
 def fingerprint(task: Task) -> str:
-    """SHA-256 over what a task gives: its files, and up to 16 of its problems with their pictures' pixels.
+    """SHA-256 over what a task gives: its files and those beside them, and up to 16 of its problems with their pictures' pixels.
 
     A run that goes on must meet the problems that it began with.
     """
     found = hashlib.sha256()
-    for name in getattr(task, "files", ()):
+    for name in (*getattr(task, "files", ()), *getattr(task, "beside", ())):
         file = Path(name)
         if file.is_file():
             with file.open("rb") as lines:

@@ -31,7 +31,7 @@ OUT_OF_DOMAIN = (
 MEASURE = {IN_DOMAIN: 384} | dict.fromkeys(OUT_OF_DOMAIN, 256)
 RATES: dict[str, tuple[float, ...]] = {"rl": (2e-5, 5e-5, 1e-4), "sft": (2e-5, 1e-4, 3e-4)}
 TUNING_SEED = 100
-STEPS, SAVED = 120, 30
+STEPS, SAVED, SIZE_STEPS = 120, 60, 40
 
 RL: dict[str, Any] = {
     "model": "fovea-tiny",
@@ -106,7 +106,7 @@ def size_starts(out: Path) -> list[Arm]:
         base = out / "sizes" / str(layers)
         if not (base / "model.safetensors").is_file():
             write_size(base, layers)
-        values = _with(SFT, 3e-4, model=str(base), steps=120, save_every=120)
+        values = _with(SFT, 3e-4, model=str(base), steps=90, save_every=90)
         arms.append(
             Arm(name=f"start-{layers}", seed=77, task="digits/start", values=values, measure={IN_DOMAIN: 384})
         )
@@ -114,12 +114,12 @@ def size_starts(out: Path) -> list[Arm]:
 
 
 def size_arms(out: Path, rate: float, seeds: Sequence[int]) -> list[Arm]:
-    """The RL recipe at half length, from each healed size."""
+    """The RL recipe for `SIZE_STEPS` steps, from each healed size."""
     starts = {start.name.rpartition("-")[2]: newest(out / start.folder / "run") for start in size_starts(out)}
     return [
         Arm(
             name=f"size-{layers}", seed=seed, task=IN_DOMAIN, measure={IN_DOMAIN: 384, "printed/locate": 256},
-            values=_with(RL, rate, steps=STEPS // 2, model=f"{start}/model"),
+            values=_with(RL, rate, steps=SIZE_STEPS, save_every=SIZE_STEPS, model=f"{start}/model"),
         )
         for seed in seeds
         for layers, start in starts.items()
@@ -184,7 +184,7 @@ def tables(result: dict[str, Any]) -> str:
         lines.append(f"| {task} | {start:.3f} | {' | '.join([*cells, *gaps])} |")
     lines += [
         "",
-        "| trained on, half as long | start | end | printed/locate, start | end |",
+        "| arm (60 steps; sizes 40) | start | end | printed/locate, start | end |",
         "|---|---|---|---|---|",
     ]
     for name in ("rl", "digits-noisy", "digits-alone", *(f"size-{layers}" for layers in SIZES)):
@@ -192,7 +192,7 @@ def tables(result: dict[str, Any]) -> str:
         cells = []
         for task in (IN_DOMAIN, "printed/locate"):
             cells.append(f"{at(arms[name], 0, 0, task):.3f}")
-            ends = [at(arms[name], i, STEPS // 2, task) for i in n]
+            ends = [at(arms[name], i, STEPS // 2 if not name.startswith("size") else -1, task) for i in n]
             cells.append(f"{np.mean(ends):.3f} ({', '.join(f'{end:.3f}' for end in ends)})")
         lines.append(f"| {label.get(name, name)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
