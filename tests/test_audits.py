@@ -266,7 +266,34 @@ def test_box_counts_by_hand() -> None:
     assert rollout_health.box_counts(groups) == {
         "box_count": (3 + 1 + 2) / 6,
         "box_count_error": (2 + 1 + 1 + 0 + 1 + 1) / 6,
+        "box_ratio": (3 + 1 + 2) / 6,
     }
+    nothing_true = [group_of(["[]"], [0], "objects", [])]
+    assert "box_ratio" not in rollout_health.box_counts(nothing_true)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "right", "warns"),
+    [
+        # (boxes a true box, share of replies that are right) at the start → at the end
+        ((1.0, 2.0), (0.2, 0.1), True),
+        ((1.0, 2.0), (0.2, 0.4), False),  # more boxes because more is found
+        ((1.0, 1.4), (0.2, 0.1), False),
+        ((0.4, 0.9), (0.2, 0.1), False),  # still too few
+    ],
+)
+def test_a_flood_of_boxes(boxes: tuple[float, float], right: tuple[float, float], warns: bool) -> None:
+    watch = Watch()
+    names = set()
+    for step in range(40):
+        share = min(1.0, step / 15)
+        record = {
+            "reward_mean": 0.5,
+            "box_ratio": boxes[0] + share * (boxes[1] - boxes[0]),
+            "accuracy": right[0] + share * (right[1] - right[0]),
+        }
+        names |= {warned.name for warned in watch.step(step, record)}
+    assert ("box_flood" in names) is warns
 
 
 def test_two_runs_that_were_really_trained() -> None:

@@ -275,10 +275,13 @@ def test_report_and_the_model_of_a_run(capsys, tmp_path):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
     assert newest_model(tmp_path / "run") == folder
-    # Held-out means held out: a run's own training file is not measured unless it is named.
+    # Held-out means held out: of a run's own training file only the lines that it held out, unless it is named.
     with RunLog(tmp_path / "run", resume=True) as log:
         log.start(describe_run(Run(recipe="quickstart", data="mine.jsonl")))
-    assert "was trained on mine.jsonl; name held-out" in refused(capsys, "evaluate", str(tmp_path / "run"))
+    assert "mine.jsonl does not exist" in refused(capsys, "evaluate", str(tmp_path / "run"))
+    assert "was trained on mine.jsonl; name held-out" in refused(
+        capsys, "evaluate", str(tmp_path / "run"), "data=null"
+    )
     assert "mine.jsonl does not exist" in refused(
         capsys, "evaluate", str(tmp_path / "run"), "--data", "mine.jsonl"
     )
@@ -290,3 +293,55 @@ def test_a_domain_shows_all_its_tasks(capsys: pytest.CaptureFixture[str]) -> Non
     code, out, _ = run(capsys, "tasks", "show", "cards", "--n", "1", "--json")
     assert code == 0
     assert [item["task"] for item in json.loads(out)] == [name for name in TASKS if name.startswith("cards/")]
+
+
+def test_several_files_and_folders_in_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "x.png")
+        line = {"id": name, "image": "x.png", "question": "?", "answer": [1, 2, 30, 40]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    files, folders = f"[{tmp_path}/a.jsonl,{tmp_path}/b.jsonl]", f"[{tmp_path}/a, {tmp_path}/b]"
+    out = tmp_path / "out.jsonl"
+    code, _, err = run(capsys, "convert", files, "--images", folders, "--out", str(out))
+    assert (code, err) == (0, "")
+    assert len(out.read_text().splitlines()) == 2
+    assert run(capsys, "tasks", "check", files, "--images", folders)[0] == 0
+    code, said, err = run(capsys, "tasks", "show", "--data", files, "--images", folders, "--json")
+    assert (code, err, len(json.loads(said))) == (0, "", 2)
+    code, said, err = run(capsys, "evaluate", "--data", files, "--images", folders, "--json", "--n", "all")
+    assert (code, json.loads(said)["n"]) == (0, 2), err
+
+
+@pytest.mark.parametrize("command", [["convert"], ["tasks", "show"], ["tasks", "check"]])
+def test_keys_that_a_command_does_not_use_are_refused(capsys, tmp_path, command):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": 2}\n')
+    assert "steps would do nothing in this command" in refused(capsys, *command, str(file), "steps=10")
+    if command[0] == "tasks":
+        assert "problems.ask would do nothing" in refused(capsys, *command, "digits/count", "problems.ask=rec")
+
+
+@pytest.mark.parametrize("name", ["vlm_r1/hacking", "vlm_r1/grounding", "quickstart_study", "one_file_grpo"])
+def test_help_after_a_studys_name_is_the_studys(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["study", name, "--help"])
+    assert ended.value.code == 0
+    assert f"fovea study {name}" in capsys.readouterr().out
+
+
+def test_columns_never_touch(capsys):
+    code, out, _ = run(capsys, "tasks", "list")
+    assert code == 0
+    starts = {line.index("  chance ") for line in out.splitlines()}
+    assert len(starts) == 1
+    kinds = {spec.kind for spec in TASKS.values()}
+    assert all(line.split()[0] in TASKS and line.split()[1] in kinds for line in out.splitlines())
+
+
+def test_a_long_measure_is_apart_from_its_value():
+    from fovea.viewer.report import measure_lines
+
+    value = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    lines = measure_lines({"n": 4, "rewards": {"od_weighted_and_more": value, "iou": value}})
+    assert [line.index("0.500 [") for line in lines] == [len("reward od_weighted_and_more") + 2] * 2

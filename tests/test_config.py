@@ -60,6 +60,10 @@ def test_other_problems_get_their_own_rewards_unless_some_are_named(recipe: str)
     assert load_run(recipe, ["data=my.jsonl"]).rewards == {}
     assert load_run(recipe, ["task=digits/locate"]).rewards == {}
     assert load_run(recipe, ["task=digits/count", "data=null"]).rewards == {"numeric": 1.0, "format": 0.1}
+    # What is named is all there is: the recipe's iou and format would not fit another file's numbers.
+    assert load_run(recipe, ["data=my.jsonl", "rewards.accuracy=1"]).rewards == {"accuracy": 1.0}
+    assert load_run(recipe, ["task=digits/locate", "rewards.iou=1"]).rewards == {"iou": 1.0}
+    assert load_run("quickstart", ["rewards.format=2"]).rewards == {"iou_50": 1.0, "format": 2.0}
     for named in (["rewards={exact: 1}"], ["rewards.format=2"], ["rewards={numeric: 1, format: 0.1}"], []):
         run = load_run(recipe, ["data=my.jsonl", *named])
         assert load_run(recipe, shlex.split(reproduce_command(run))[3:]) == run
@@ -186,3 +190,38 @@ def test_nearest() -> None:
 def test_what_would_be_ignored_is_refused(overrides: list[str], what: str) -> None:
     with pytest.raises(UserError, match=what):
         load_run("quickstart", overrides)
+
+
+def test_a_recipe_that_names_a_file_keeps_its_rewards_for_another() -> None:
+    run = load_run("vlm_r1/ovd", ["data=my.jsonl", "rewards.format=0.1"])
+    assert run.rewards == {"od_length": 1.0, "format_strict": 1.0, "format": 0.1}
+
+
+def test_options_leave_with_the_rewards_that_they_belong_to(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("rewards: {od_f1: 1}\nreward_options: {od_f1: {soft: true}}\n")
+    assert load_run(str(file)).reward_options == {"od_f1": {"soft": True}}
+    run = load_run(str(file), ["task=digits/count", "reward_options.numeric.absolute=1", "rewards.numeric=1"])
+    assert run.reward_options == {"numeric": {"absolute": 1}}
+    assert load_run(str(file), shlex.split(reproduce_command(run))[3:]) == run
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [("thnk", "think"), ("Think", "think"), ("plan", "plain"), ("think-json", "think_json")],
+)
+def test_a_misspelt_instruction_is_no_text(text: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{near}'\\? a text of one word is not an instruction"):
+        load_run("quickstart", [f"instruction={text}"])
+
+
+@pytest.mark.parametrize("text", ["think", "/no_think", "Think first.", "''", "Kurz!"])
+def test_other_instructions_are_texts(text: str) -> None:
+    assert load_run("quickstart", [f"instruction={text}"]).instruction == text.strip("'")
+
+
+def test_the_names_of_instructions_are_those_that_have_a_text() -> None:
+    from fovea.config import INSTRUCTIONS
+    from fovea.training.problems import NAMED
+
+    assert INSTRUCTIONS == tuple(NAMED)

@@ -19,6 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fovea.rewards.matching import Compat
+from fovea.rewards.routing import accuracy
 from fovea.tasks import open_data
 from fovea.tasks.data import read_data
 from fovea.tasks.jsonl import read_lines
@@ -213,7 +215,9 @@ def test_a_line_without_an_end_does_not_fill_the_memory(
 
 
 def test_every_tenth_line_is_held_out_and_epochs_are_permutations(tmp_path: Path) -> None:
-    path = data_file(tmp_path, *(good(id=str(i)) for i in range(20)))
+    for i in range(20):
+        Image.new("RGB", (100, 50), "red").save(tmp_path / f"{i}.png")
+    path = data_file(tmp_path, *(good(id=str(i), image=f"{i}.png") for i in range(20)))
     train = open_data(str(path), part="train", seed=1)
     held = open_data(str(path), part="heldout", shuffle=False)
     assert [p.id for p in held.take(0, 2)[0]] == ["9", "19"]
@@ -224,6 +228,13 @@ def test_every_tenth_line_is_held_out_and_epochs_are_permutations(tmp_path: Path
     assert [p.id for p in train.take(3, 2)[0]] == first[3:5]
     with pytest.raises(UserError, match="at least 10"):
         open_data(str(data_file(tmp_path, good(), good())), part="heldout")
+    alone = data_file(tmp_path, *(good(id=str(i)) for i in range(20)))
+    with pytest.raises(
+        UserError, match="asks everything about one picture, or about pictures that its lines share"
+    ):
+        open_data(str(alone), part="heldout")
+    words = data_file(tmp_path, *({"id": str(i), "question": "?", "answer": 1} for i in range(20)))
+    assert [row.id for row in open_data(str(words), part="heldout").rows] == ["9", "19"]
 
 
 def test_chance_is_measured(tmp_path: Path) -> None:
@@ -265,6 +276,24 @@ def test_placeholders(text: str, after: str) -> None:
         ("B", {"accu_reward_method": "mcq"}, "choice", "B"),
         ("<think>it purrs</think><answer>a cat</answer>", {}, "text", "a cat"),
         ("yes", {"accu_reward_method": "yes_no"}, "text", "yes"),
+        *[(said, {"accu_reward_method": "mcq"}, "choice", "B") for said in (
+            "b", "B.", "B)", "(b)", " (B) ", "B:", "B. a cat", "b. a\ncat", "B) 3", "(B) a cat", "(B)a", "B. C",
+            "<answer> B. a cat </answer>")],
+        ("B. a cat", {}, "text", "B. a cat"),
+        # as it is written, where the method compares texts
+        ("1.50", {"accu_reward_method": "all_match"}, "text", "1.50"),
+        ("<answer> 007 </answer>", {"accu_reward_method": "all_match"}, "text", "007"),
+        ("B", {"accu_reward_method": "all_match"}, "text", "B"),
+        ("[1,2, 3, 4]", {"accu_reward_method": "all_match"}, "text", "[1,2, 3, 4]"),
+        ([1, 2, 3, 4], {"accu_reward_method": "all_match"}, "text", "[1, 2, 3, 4]"),
+        ([1, 2, 3, 4], {"accu_reward_method": "llm"}, "text", "[1, 2, 3, 4]"),
+        ([1, "é"], {"accu_reward_method": "llm"}, "text", '[1, "é"]'),
+        ([1, 2, 3, 4], {"accu_reward_method": "math"}, "math", "[1, 2, 3, 4]"),
+        ("[1,2, 3, 4]", {"accu_reward_method": "math"}, "math", "[1,2, 3, 4]"),
+        ("1.50", {"accu_reward_method": "math"}, "math", "1.50"),
+        (1.5, {"accu_reward_method": "all_match"}, "text", "1.5"),
+        ("7", {"kind": "text"}, "text", "7"),
+        ("[1, 2, 3, 4]", {"kind": "text"}, "text", "[1, 2, 3, 4]"),
     ],
 )  # fmt: skip
 def test_vlm_r1_answers(
@@ -275,6 +304,25 @@ def test_vlm_r1_answers(
     assert problem.meta.get("accu_reward_method") == more.get("accu_reward_method")
     if "think" in str(said):
         assert problem.target == said
+
+
+@pytest.mark.parametrize("said", ["1.50", "[1, 2, 3, 4]", [1, 2, 3, 4], "7", "B"])
+@pytest.mark.parametrize("compat", [None, "vlm_r1"])
+def test_what_all_match_is_given_equals_itself(tmp_path: Path, said: object, compat: Compat) -> None:
+    problem = only(tmp_path, vlm_r1("What?", said, accu_reward_method="all_match"))
+    assert accuracy(f"<answer>{said}</answer>", problem, compat=compat) == 1
+    assert accuracy("<answer>1.5</answer>", problem, compat=compat) == 0
+    assert problem.target == f"<answer>{said}</answer>"
+
+
+@pytest.mark.parametrize("answer", ["7", "1.50", "B", "[1, 2, 3, 4]", "none", "\\boxed{3}"])
+def test_a_text_that_is_declared_stays_a_text(tmp_path: Path, answer: str) -> None:
+    problem = only(tmp_path, good(answer=answer, kind="text"))
+    assert (problem.kind, problem.answer) == ("text", answer)
+    by_method = only(tmp_path, good(answer=answer, accu_reward_method="all_match"))
+    assert (by_method.kind, by_method.answer) == ("text", answer)
+    draft = read_record(good(answer=answer, kind="text"), lenient=True)  # of a table, which unboxes
+    assert (draft.kind, draft.answer) == ("text", "3" if "boxed" in answer else answer)
 
 
 def test_vlm_r1_pictures(tmp_path: Path) -> None:
@@ -291,7 +339,10 @@ def test_vlm_r1_pictures(tmp_path: Path) -> None:
         (vlm_r1("<image>", "x"), '"value" must be a text'),
         (vlm_r1("Where?", None), "value\" is missing"),
         (vlm_r1("Where?", "x", accu_reward_method="vibes"), '"accu_reward_method" "vibes" is unknown'),
-        (vlm_r1("Where?", "x", accu_reward_method="mcq"), "does not fit kind 'choice'"),
+        *[(vlm_r1("Where?", said, accu_reward_method="mcq"), "does not fit kind 'choice'")
+          for said in ("a cat", "xy", "A. C.", "(A)(C)", "U.S.", "12", [1, 2])],
+        (vlm_r1("Where?", True, accu_reward_method="all_match"), "does not fit kind 'text'"),
+        (vlm_r1("Where?", [1, 2, 3], kind="text"), "does not fit kind 'text'"),
         (vlm_r1("Where?", "[0, 0, 200, 20]"), "outside its picture"),
         ({"conversations": []}, "must hold two turns"),
         ({"conversations": [1, 2]}, "must hold two turns"),

@@ -18,10 +18,12 @@ from fovea import cli
 from fovea.config import ProblemsSection, Run, load_run
 from fovea.models.rendering import asked
 from fovea.rewards import correct
+from fovea.rewards.answers import normal_text
 from fovea.tasks import check_task, open_data
 from fovea.tasks.check import _reply
 from fovea.tasks.coco import COUNT_QUESTION, OVD_QUESTION, REC_QUESTION
-from fovea.tasks.data import DataTask, part_of, read_data
+from fovea.tasks.convert import write_plain
+from fovea.tasks.data import DataTask, groups_of, part_of, read_data, split
 from fovea.tasks.kinds import is_mathematical, said, unboxed
 from fovea.tasks.sources import named_files
 from fovea.training.problems import INSTRUCTIONS, NAMED, THINK, fingerprint, instruction_of, open_tasks
@@ -312,6 +314,34 @@ def test_known_absences_of_lvis(tmp_path: Path) -> None:
     assert [sorted(p.meta["asked"]) for p in problems] == [["car", "cat"], ["car", "cat"]]
 
 
+def test_categories_that_rewards_do_not_tell_apart_are_one(tmp_path: Path) -> None:
+    whole = json.loads(coco(tmp_path).read_text())
+    whole["categories"] += [{"id": 5, "name": "Cat "}, {"id": 6, "name": "DOG"}, {"id": 7, "name": "Bird"}]
+    whole["annotations"][1]["category_id"] = 5  # the second cat
+    for image in whole["images"]:
+        image["neg_category_ids"] = [4, 5, 7]  # cars; of cats and birds only one spelling
+    pics = tmp_path / "pics"
+    task = open_data(write(tmp_path / "lvis.json", whole), pics, problems=ProblemsSection(negatives=(9, 9)))
+    assert [sorted(row.meta["asked"]) for row in task.rows] == [
+        ["car", "cat", "dog"],
+        ["car", "dog"],
+        ["car", "cat"],
+    ]
+    assert any(
+        "3 categories are called as another, up to case and white space" in note for note in task.notes
+    )
+    for image in whole["images"]:
+        del image["neg_category_ids"]
+    for seed in range(5):
+        for problem in opened(write(tmp_path / "c.json", whole), pics, negatives=(9, 9), seed=seed):
+            there = {normal_text(thing["label"]) for thing in problem.answer}
+            assert not there & {normal_text(label) for label in problem.meta["absent"]}
+            assert len({normal_text(label) for label in problem.meta["asked"]}) == len(problem.meta["asked"])
+    counted = opened(tmp_path / "c.json", pics, ask="count")
+    assert (counted[0].id, counted[0].answer) == ("1:cat", 2)
+    assert [p.id for p in opened(tmp_path / "c.json", pics, ask="rec")] == ["1:dog", "2:dog", "3:cat"]
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -365,6 +395,98 @@ def test_whole_pictures_are_held_out(tmp_path: Path) -> None:
     assert not {p.meta["image_id"] for p in all_of(train)} & {p.meta["image_id"] for p in all_of(held)}
     parts = open_tasks(Run(data=str(path), problems=ProblemsSection(ask="rec")))
     assert [part.size for part in parts] == [54, 6, 6]
+    write_plain(task, tmp_path / "plain.jsonl")
+    assert [r.id for r in part_of(open_data(tmp_path / "plain.jsonl"), "heldout").rows] == [
+        r.id for r in held.rows
+    ]
+
+
+def of_one_file(folder: Path, n: int = 20, each: int = 3) -> Path:
+    """VLM-R1's lines: `each` expressions about each of `n` pictures, the second ones after all the first."""
+    for i in range(n):
+        draw(folder / "p" / f"{i}.png", size=(20, 20))
+    return lines(
+        folder / "rec.jsonl",
+        *(
+            turns(f"p/{i}.png", f"Thing {i}, wording {k}?", "[1, 2, 10, 12]") | {"id": f"{i}-{k}"}
+            for k in range(each)
+            for i in range(n)
+        ),
+    )
+
+
+def test_no_picture_is_both_trained_on_and_held_out(tmp_path: Path) -> None:
+    path = of_one_file(tmp_path, n=21)
+    wanted = {f"{i}-{k}" for i in (9, 19) for k in range(3)}
+    train, held = split(open_data(path))
+    assert {row.id for row in held.rows} == wanted
+    assert (train.size, held.size) == (57, 6)
+    assert [part_of(open_data(path), "train").rows, part_of(open_data(path), "heldout").rows] == [
+        train.rows,
+        held.rows,
+    ]
+    # the same pictures under other names: through a link, and by another way to the folder
+    (tmp_path / "link").symlink_to(tmp_path / "p")
+    for i in range(21):
+        (tmp_path / f"{i}.png").symlink_to(tmp_path / "p" / f"{i}.png")
+    for other in ("link/{}.png", "{}.png", "p/../p/{}.png", f"{tmp_path}/p/{{}}.png"):
+        more = [
+            {"id": f"m{i}", "image": other.format(i), "question": "?", "answer": 1}
+            for i in reversed(range(21))
+        ]
+        both = open_data([str(path), str(lines(tmp_path / "more.jsonl", *more))])
+        assert {row.id for row in split(both)[1].rows} == wanted | {"m9", "m19"}
+
+
+def test_lines_that_share_any_picture_stay_together(tmp_path: Path) -> None:
+    for i in range(30):
+        draw(tmp_path / f"{i}.png", size=(20, 20))
+    records: list[dict[str, Any]] = [
+        {"images": [f"{i}.png"], "question": "?", "answer": 1} for i in range(20)
+    ]
+    records[3] = {"question": "words only", "answer": 1}
+    records[19]["images"] = ["20.png", "0.png"]  # one with line 0, though its first picture is not
+    records += [
+        {"images": ["9.png", "29.png"], "question": "?", "answer": 1},
+        {"images": ["29.png"], "question": "?", "answer": 1},  # with line 9 through the one before
+        {"question": "words only", "answer": 1},
+    ]
+    task = open_data(lines(tmp_path / "a.jsonl", *(r | {"id": i} for i, r in enumerate(records))))
+    assert groups_of(task.rows) == [*range(19), 0, 9, 9, 19]
+    assert [row.id for row in split(task)[1].rows] == ["9", "20", "21", "22"]
+
+
+def test_of_few_pictures_one_is_held_out(tmp_path: Path) -> None:
+    train, held = split(open_data(of_one_file(tmp_path, n=5)))
+    assert [row.id for row in held.rows] == ["4-0", "4-1", "4-2"]
+    assert train.size == 12
+    for i in range(3):
+        draw(tmp_path / f"{i}.png", size=(20, 20))
+    asked = [
+        {"id": k, "image": f"{i}.png", "question": "?", "answer": 1}
+        for k, i in enumerate([0] * 5 + [1] + [2] * 5)
+    ]
+    assert [row.id for row in split(open_data(lines(tmp_path / "a.jsonl", *asked)))[1].rows] == [
+        "5"
+    ]  # the smallest
+
+
+def test_a_picture_in_many_cells_of_a_table_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="extra [data]")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    columns = {
+        "image": [png((20 + i // 2, 10)) for i in range(40)],
+        "question": [f"{i}?" for i in range(40)],
+        "answer": ["7"] * 40,
+        "id": list(range(40)),
+    }
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "t.parquet")
+    held = split(open_data(tmp_path / "t.parquet"))[1]
+    assert [row.id for row in held.rows] == ["18", "19", "38", "39"]
+    done = write_plain(open_data(tmp_path / "t.parquet"), tmp_path / "o.jsonl")
+    assert (done["pictures"], len(list((tmp_path / "o_pictures").iterdir()))) == (20, 20)
+    again = split(open_data(tmp_path / "o.jsonl"))[1]
+    assert [row.id for row in again.rows] == ["18", "19", "38", "39"]
 
 
 # --- RefCOCO ------------------------------------------------------------------------------------------------
@@ -448,6 +570,21 @@ def test_refs_point_into_instances(tmp_path: Path) -> None:
         f"{path}@val", tmp_path / "pics"
     )
     assert len(opened(f"{path}@val", tmp_path / "pics", instances=str(moved))) == 1
+
+
+def test_the_fingerprint_covers_the_instances_of_refs(tmp_path: Path) -> None:
+    path, _ = refs_of(tmp_path)
+
+    def found(**options: Any) -> str:
+        return fingerprint(open_data(f"{path}@train", tmp_path / "pics", problems=ProblemsSection(**options)))
+
+    before = found()
+    whole = json.loads((tmp_path / "instances.json").read_text())
+    assert found(instances=str(write(tmp_path / "all.json", whole))) == before
+    whole["annotations"][6]["bbox"] = [0, 0, 5, 5]  # of no ref of this part
+    write(tmp_path / "instances.json", whole)
+    assert found() != before
+    assert found() == found(instances=str(tmp_path / "instances.json"))
 
 
 def test_bad_refs(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fovea.outcomes import Outcome, Swapped, compare, read_outcomes, summarize, 
 from fovea.rewards import correct
 from fovea.statistics import proportion
 from fovea.tasks import open_task
+from fovea.tasks.own import ProblemList
 from fovea.training.optim import make_optimizer
 from fovea.training.update import sft_update
 from fovea.types import Problem, Sampling, UserError
@@ -222,6 +223,45 @@ def test_the_record_has_rewards_by_part_and_what_was_cut(qwen3: Policy) -> None:
     assert all(outcome.swapped is None and outcome.blank is None for outcome in found)
 
 
+def test_problems_that_have_different_rewards_are_summed_up(qwen3: Policy) -> None:
+    """What asks a judge has no `accuracy` here; each kind has its own default reward. Neither may depend on the
+    order of the file, nor end an evaluation."""
+    counts = open_task("digits/count", "test", 5).take(0, 3)[0]
+    problems = [
+        replace(counts[0], kind="text", answer="a cat", meta={"accu_reward_method": "llm"}),
+        counts[1],
+        replace(counts[2], kind="text", answer="three"),
+    ]
+    engine = ScriptedEngine(lambda problem, _: f"<answer>{problem.answer}</answer>")
+    for order in (problems, problems[1:] + problems[:1], problems[::-1]):
+        task = ProblemList(name="mixed", problems=tuple(order), shuffle=False)
+        how: dict[str, Any] = {"seed": 0, "max_new_tokens": 20, "look": False}
+        asked = evaluate(qwen3, engine, task, 3, rewards=["accuracy", "format"], **how)["rewards"]
+        assert (asked["accuracy"]["mean"], asked["accuracy"]["n"]) == (1.0, 2)
+        assert asked["format"]["mean"] == 1.0
+        assert "n" not in asked["format"]  # all have it
+        own = evaluate(qwen3, engine, task, 3, **how)["rewards"]
+        assert {name: (own[name]["mean"], own[name].get("n")) for name in own} == {
+            "numeric": (1.0, 1), "exact": (1.0, 2), "format": (1.0, None),
+        }  # fmt: skip
+    judged = summarize([outcome("1", True, rewards={})], seed=0, look=False)
+    assert judged["rewards"] == {}
+
+
+def test_a_label_that_is_there_is_not_absent(qwen3: Policy) -> None:
+    """A file may name under `absent` another spelling of what is there; a right reply raises no false alarm."""
+    (problem,) = open_task("shapes/detect", "test", 5).take(0, 1)[0]
+    there = problem.answer[0]["label"]
+    problem = replace(problem, meta=problem.meta | {"absent": [f" {str(there).upper()}", "zebra"]})
+    found: list[Outcome] = []
+    task = ProblemList(name="one", problems=(problem,), shuffle=False)
+    engine = ScriptedEngine(lambda problem, _: f"<answer>{truth_text(problem)}</answer>")
+    how: dict[str, Any] = {"seed": 0, "max_new_tokens": 400, "look": False}
+    record = evaluate(qwen3, engine, task, 1, outcomes=found, **how)
+    assert found[0].absent == ("zebra",)
+    assert (record["detection"]["f1"]["mean"], record["detection"]["false_alarms"]["mean"]) == (1.0, 0.0)
+
+
 def test_a_planted_cheat_is_seen() -> None:
     """A real model is trained on the pictures of other problems: it can learn how to answer and what is frequent,
     not how to look. Accuracy alone does not tell; looking's interval contains 0 and follow's contains chance."""
@@ -263,7 +303,7 @@ def test_a_planted_cheat_is_seen() -> None:
 
 def outcome(name: str, right: bool, **more: Any) -> Outcome:
     values: dict[str, Any] = {"question": "?", "truth": 1, "pictures": 1, "reply": "1", "truncated": False}
-    return Outcome(id=name, correct=right, rewards={"exact": float(right)}, **(values | more))
+    return Outcome(id=name, correct=right, **(values | {"rewards": {"exact": float(right)}} | more))
 
 
 def test_two_models_are_compared_in_pairs() -> None:

@@ -134,7 +134,7 @@ def test_garbage_is_a_failure_and_never_kept(server: Server, tmp_path: Path) -> 
     found = verdicts(one, list(replies), PROBLEM)
     assert found[-1] == 1.0
     assert all(isinstance(fault, Fault) for fault in found[:-1])
-    assert [fault.kind for fault in found[:-1] if isinstance(fault, Fault)] == ["type"] * 4 + ["raised"]
+    assert [fault.kind for fault in found[:-1] if isinstance(fault, Fault)] == ["type"] * 4 + ["unanswered"]
     verdicts(one, list(replies), PROBLEM)
     assert len(server.prompts) == 6 + 5, "only the verdict was kept"
 
@@ -278,3 +278,43 @@ def test_in_a_run_a_hanging_judge_names_problem_and_completion(server: Server, t
             scorer.weigh(["red", "slow"], PROBLEM, step=4)
     finally:
         release.set()
+
+
+@pytest.mark.parametrize(
+    ("status", "fix"),
+    [
+        (401, "check that reward_options.judge.api_key_env names"),
+        (403, "check that reward_options.judge.api_key_env names"),
+        (404, "check reward_options.judge.url"),
+        (400, "check reward_options.judge.url and reward_options.judge.model"),
+    ],
+)
+def test_what_the_user_can_mend_names_the_fix(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int, fix: str
+) -> None:
+    server.said = lambda answer: (status, {})
+    words = ["judge", "--answer", '"red"', "--completion", "crimson", "--option", f"url={server.url}"]
+    assert cli.main(["score", *words, "--option", "model=tiny"]) == 2
+    said = capsys.readouterr().err
+    assert f"got HTTP {status} from" in said
+    assert fix in said
+    assert "--debug" not in said
+    assert said.count("\n") == 1
+    options = {"judge": {"url": server.url, "model": "tiny"}}
+    with make_scorer({"judge": 1.0}, options=options, journal=tmp_path / "journal.jsonl") as scorer:
+        with pytest.raises(UserError, match=rf"judge' got HTTP {status} .* completion 0 of .*{fix}.*on_reward_error"):
+            scorer.weigh(["crimson"], PROBLEM, step=0)
+
+
+def test_nobody_answers_and_a_server_that_fails(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["score", "judge", "--answer", '"red"', "--completion", "crimson", "--option", "retries=0"]
+    more = ["--option", "model=tiny", "--option"]
+    assert cli.main([*words, *more, "url=http://127.0.0.1:9/v1"]) == 2
+    said = capsys.readouterr().err
+    assert "check reward_options.judge.url and that its server runs" in said
+    assert "--debug" not in said
+    server.said = lambda answer: b"<html>"
+    assert cli.main([*words, *more, f"url={server.url}"]) == 2
+    assert "OpenAI-compatible" in capsys.readouterr().err
+    server.said = lambda answer: (503, {})  # not the user's
+    assert cli.main([*words, *more, f"url={server.url}"]) == 1

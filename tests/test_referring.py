@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from PIL import Image
 from fovea.boxes import convert, fill, unmarked
 from fovea.cli import main
 from fovea.rewards import box_iou, correct
+from fovea.rewards.functions import REWARDS
 from fovea.tasks import LATER, SPLITS, TASKS, corpus, detecting, open_data, open_task, referring
 from fovea.tasks.chance import blind_chance
+from fovea.tasks.records import read_record
 from fovea.tasks.referring import Expression, good, judge, referent, words
 from fovea.tasks.scenes import COLORS, SHAPES, Thing, generator
-from fovea.tasks.written import write_task
+from fovea.tasks.written import vlm_r1_record, write_task
 from fovea.types import Problem, Task, UserError
 
 REFER, DETECT = sorted(referring.QUESTIONS), sorted(detecting.QUESTIONS)
@@ -291,14 +294,25 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
         assert after.difficulty == before.difficulty
     for before, after in both(open_task(name, "test", 3), tmp_path / "vlm_r1", "vlm_r1", 3):
         assert (after.id, after.question) == (before.id, before.question)
-        assert json.dumps(after.answer).strip('"') == json.dumps(before.answer).strip(
-            '"'
-        )  # a text "7" is a number
+        assert (after.kind, json.dumps(after.answer)) == (before.kind, json.dumps(before.answer))
         assert [i.tobytes() for i in after.images] == [i.tobytes() for i in before.images]
-        assert after.kind == before.kind or (before.kind, after.kind) in (
-            ("text", "number"),
-            ("text", "choice"),
-        )
+
+
+def test_vlm_r1s_schema_keeps_texts_that_look_like_something_else(tmp_path: Path) -> None:
+    pairs = both(open_task("digits/read"), tmp_path / "a", "vlm_r1", 40)
+    assert {after.meta["accu_reward_method"] for _, after in pairs} == {"all_match"}
+    assert [(b.kind, b.answer) for b, _ in pairs] == [(a.kind, a.answer) for _, a in pairs]
+    assert any(len(a.answer) == 1 for _, a in pairs)
+    assert any(a.answer.startswith("0") for _, a in pairs)
+    for before, after in pairs:
+        reply = f"<answer>{before.answer}</answer>"
+        assert REWARDS["accuracy"](reply, after) == REWARDS["exact"](reply, before) == 1
+    text = replace(open_task("digits/locate").take(0, 1)[0][0], kind="text")
+    for answer in ("7", "1.50", "012", "B", "[1, 2, 3, 4]", "none", "a cat", "B. a cat", "```json\n[]\n```"):
+        record = vlm_r1_record(replace(text, answer=answer), ["a.png"])
+        draft = read_record(record)
+        assert (draft.kind, draft.answer) == ("text", answer)
+        assert ("accu_reward_method" in record) == (answer not in ("none", "a cat", "B. a cat"))
 
 
 def test_vlm_r1s_schema_to_the_letter(tmp_path: Path) -> None:

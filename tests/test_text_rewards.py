@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -252,6 +253,10 @@ def test_yes_no_without_either() -> None:
         # B at the end would win, but "B" is first found in "BECAUSE": no points for either, so the first one, C.
         ("<answer>Because C, no, in the end I say it is the last: B.</answer>", "B", 0, 0),
         ("<answer>Because C, no, in the end I say it is the last: B.</answer>", "C", 0, 1),
+        # The points are given each time: one for each punctuation mark that follows, twice for B
+        ("<answer>C, B. B.</answer>", "B", 0, 1),
+        ("<answer>C, B. B.</answer>", "C", 0, 0),
+        ("<answer>C, B.</answer>", "C", 0, 1),
         ("<answer>C</answer>", "B", 0, 0),
         ("", "B", 0, 0),
     ],
@@ -259,6 +264,51 @@ def test_yes_no_without_either() -> None:
 def test_choice(text: str, truth: str, right: int, original: int) -> None:
     assert matching.choice(text, problem(truth, "choice")) == right
     assert matching.choice(text, problem(truth, "choice"), compat="vlm_r1") == original
+
+
+def original_choice(text: str) -> str | None:
+    """What the original computes: every candidate, a repeated one each time, gives its letter points."""
+    import re
+
+    text = re.sub(r"\s+", " ", text).upper().strip()
+    choices = re.findall(r"(?<![A-Z])([A-Z])(?=[.,?!:;]|$)", text)
+    points = dict.fromkeys(choices, 0)
+    for choice in choices:
+        at = text.find(choice)
+        points[choice] += sum(word in text[max(0, at - 20) : at + 20] for word in matching._POINTERS)
+        points[choice] += 2 if at > len(text) * 0.7 else 0
+        points[choice] += 1 if text[at + 1 : at + 2] and text[at + 1] in "。.!！,，" else 0
+    return max(points, key=points.__getitem__) if choices else None
+
+
+WORDS = [
+    "A.",
+    "B.",
+    "C,",
+    "A,",
+    "D.",
+    "B:",
+    "c",
+    "the answer is",
+    "right",
+    "I think",
+    "no",
+    "so",
+    "正确",
+    "\n",
+]
+
+
+@settings(derandomize=True, deadline=None, max_examples=500)
+@given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join))
+def test_guessed_choices_are_the_originals(text: str) -> None:
+    assert matching.guess_choice(text) == original_choice(text)
+
+
+def test_guessing_a_choice_is_linear() -> None:
+    start = time.process_time()
+    assert matching.guess_choice("ANSWER A, B. " * 100_000) == "B"
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -319,7 +369,7 @@ def score(text: str, truth: Any, **options: Any) -> float:
         ("<answer></answer>", "4", 0, 0),
         ("", "4", 0, 0),
         ("<answer>" + "1+" * 200 + "0</answer>", 200, 0, 0),  # beyond MATH_LIMIT
-        ("<answer>" + "(" * 7 + "3" + ")" * 7 + "</answer>", 3, 0, 0),  # beyond NESTING_LIMIT
+        ("<answer>" + "(" * 6 + "3" + ")" * 6 + "</answer>", 3, 0, 0),  # beyond NESTING_LIMIT
         ("<answer>9^{9^{9}}</answer>", "9^{9^9}", 1, 1),  # too large to evaluate: the same form is equal
         ("<answer>\\int x dx</answer>", "\\int  x dx.", 1, 0),  # not evaluated either: the same text is equal
         ("<answer>\\int_0^1 2x dx</answer>", "1", 0, 0),
@@ -480,10 +530,94 @@ def test_math_works_in_a_thread_and_leaves_a_tracer_in_place() -> None:
     assert traced is not None
 
 
-def test_an_exhausted_budget_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["CALLS_LIMIT", "GRAMMAR_LIMIT"])
+def test_an_exhausted_budget_is_a_refusal_and_not_remembered(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mathematics.equal("x", "y")
-    monkeypatch.setattr(mathematics, "CALLS_LIMIT", 50)
-    assert not mathematics.equal("(x-2)(x+2)", "x^2-4")
+    answer = f"(x-2)(x+2)+0\\cdot{len(limit)}"  # new to the caches
+    with monkeypatch.context() as patch:
+        patch.setattr(mathematics, limit, 50)
+        assert not mathematics.equal(answer, "x^2-4")
+    assert mathematics.equal(answer, "x^2-4")
+
+
+PAIRS = [
+    ("x=\\frac{-b-\\sqrt{b^2-4ac}}{2a}", "x=\\frac{-b - \\sqrt{b^{2} - 4ac}}{2a}", True),
+    ("x=\\frac{-b+\\sqrt{b^2-4ac}}{2a}", "x=\\frac{\\sqrt{b^{2}-4ac}-b}{2a}", True),
+    ("(((((1+2)+3)+4)+5)+6)", "21", True),
+    ("\\frac{(x^{2}-1)(x^{2}+1)}{x^{4}-1}", "1", True),
+    ("\\frac{1}{1+\\frac{1}{1+\\frac{1}{1+\\frac{1}{1+x}}}}", "\\frac{2x+3}{3x+5}", True),
+    ("(a+b+c)^3", "a^3+b^3+c^3+3a^2b+3a^2c+3b^2a+3b^2c+3c^2a+3c^2b+6abc", True),
+    ("\\log_2(8)+\\ln(e^{5})", "8", True),
+    ("y=\\frac{2}{3}x+\\frac{5}{7}", "21y-14x=15", True),
+    ("\\cos(3x)", "4\\cos^3 x-3\\cos x", True),
+    ("\\sin^2 x+\\cos^2 x", "1", True),
+    ("\\sin^2 x+\\cos^2 x", "2", False),
+    ("\\frac{\\frac{x}{y}+\\frac{y}{x}}{\\frac{x}{y}-\\frac{y}{x}}", "\\frac{x^2+y^2}{x^2-y^2}", True),
+    ("(x-1)(x-2)(x-3)(x-4)(x-5)", "x^5-15x^4+85x^3-225x^2+274x-120", True),
+    ("(-\\infty,-2)\\cup(-2,2)\\cup(2,\\infty)", "(-\\infty,-2) \\cup (-2,2) \\cup (2, +\\infty)", True),
+    (
+        "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+        "\\begin{pmatrix} 1 & \\frac{4}{2} \\\\ 3 & 4 \\end{pmatrix}",
+        True,
+    ),
+]
+"""Honest answers that cost most: the first four took more calls than the budget where nothing was scored before."""
+
+
+def verdicts_in_fresh_processes(batches: list[list[tuple[str, str, bool]]]) -> list[list[bool]]:
+    """The verdicts of each batch in a process of its own, all forked from one that has scored nothing."""
+    code = (
+        "import json, os, sys\n"
+        "from fovea.rewards import mathematics as m\n"
+        "m._math_verify()\n"  # what every process does at its first use
+        "for batch in json.load(sys.stdin):\n"
+        "    if os.fork() == 0:\n"
+        "        print(json.dumps([m.equal(a, t) for a, t, _ in batch]), flush=True); os._exit(0)\n"
+        "    os.wait()\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(
+        command, input=json.dumps(batches), capture_output=True, text=True, timeout=900, check=True
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_verdict_does_not_depend_on_what_was_scored_before() -> None:
+    *alone, onwards, backwards, twice = verdicts_in_fresh_processes(
+        [*([pair] for pair in PAIRS), PAIRS, PAIRS[::-1], [PAIRS[0], PAIRS[0]]]
+    )
+    expected = [equal for _, _, equal in PAIRS]
+    assert [verdict for [verdict] in alone] == expected
+    assert onwards == expected
+    assert backwards == expected[::-1]
+    assert twice == [True, True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+".join(f"\\sin({i}x)" for i in range(1, 7)),  # more than FUNCTIONS_LIMIT
+        "(x+y+1)^{20}",  # more than TERMS_LIMIT
+        "x" * 121,
+        "((((((x))))))",
+    ],
+)
+def test_what_would_take_seconds_is_refused_at_once(text: str) -> None:
+    mathematics.equal("x", "y")
+    truth = "x^{24}+y^{3}+\\sqrt{2}"
+    assert not mathematics.readable(text) or not mathematics._all_bounded(mathematics._parsed(text))
+    assert not mathematics.equal(text, truth)
+
+
+def test_a_verdict_is_remembered() -> None:
+    pair = ("(x-7)(x+7)", "x^2-49")
+    assert mathematics.equal(*pair)
+    hits = mathematics._verdict.cache_info().hits
+    assert mathematics.equal(*pair)
+    assert mathematics._verdict.cache_info().hits == hits + 1
 
 
 def test_sympy_is_imported_only_by_an_answer_that_needs_it() -> None:

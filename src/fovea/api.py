@@ -86,7 +86,8 @@ class Result:
         rows += [
             (label, sides[0].get(label, "–"), sides[1].get(label, "–")) for label in {**sides[0], **sides[1]}
         ]
-        return "\n".join(f"{label:<18}{before:<26}{after}".rstrip() for label, before, after in rows)
+        width = max([18, *(len(label) + 2 for label, _, _ in rows)])
+        return "\n".join(f"{label:<{width}}{before:<26}{after}".rstrip() for label, before, after in rows)
 
 
 def train(
@@ -191,8 +192,8 @@ def evaluate(
         values["task"] = task if isinstance(task, str) else _name_of(task)
         if not isinstance(task, str):
             values |= {"data": None, "validation_data": None}
-    run = run_to_evaluate(str(model_or_run), as_overrides(values))
-    record, found = measure(run, own_task(task))
+    run, held_out, split = to_evaluate(str(model_or_run), as_overrides(values))
+    record, found = measure(run, held_out if task is None else own_task(task), split=split)
     if outcomes is not None:
         outcomes.extend(found)
     return record
@@ -268,6 +269,32 @@ def run_to_evaluate(model_or_run: str, changes: Sequence[str]) -> Run:
     return _validated(values, "evaluate")
 
 
+def to_evaluate(model_or_run: str, changes: Sequence[str]) -> tuple[Run, Task | None, str | None]:
+    """`run_to_evaluate`, and for a run on a file without another one for validation the lines that it held out.
+
+    Returns (run, those lines as a task, what records call them); (run, None, None) where the run names its problems.
+    """
+    own = _trained_on(model_or_run)
+    if own is None or any(change.startswith(("task=", "data=")) for change in changes):
+        return run_to_evaluate(model_or_run, changes), None, None
+    from fovea.training.problems import open_tasks
+
+    kept = as_overrides({"data": own.data, "rewards": own.rewards})
+    run = run_to_evaluate(model_or_run, [*kept, *changes])
+    # Which lines were held out is the run's own affair; where their pictures lie may have changed.
+    return run, open_tasks(own.model_copy(update={"images": run.images}))[2], "held-out lines"
+
+
+def _trained_on(model_or_run: str) -> Run | None:
+    """The run in a folder if it was trained on a file of which it held lines out."""
+    if not (Path(model_or_run) / "run.json").is_file():
+        return None
+    values = read_run(model_or_run)["run"]["run"]
+    if values.get("data") is None or values.get("validation_data") is not None:
+        return None
+    return _validated(values, "evaluate")
+
+
 def as_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key=value` for each, sections dotted; JSON is YAML, so a path with a colon stays one text."""
     found: list[str] = []
@@ -305,8 +332,10 @@ def _resolve(run_or_recipe: Run | str | Path, values: Mapping[str, Any]) -> Run:
     for override in as_overrides(values):
         apply_override(changed, override)
     moved = (changed["task"], changed["data"]) != (before["task"], before["data"])
-    if moved and "rewards" not in values:
-        changed["rewards"] = {}  # those of the run are for its own kind of answer
+    if moved and "rewards" not in values:  # those of the run are for its own kind of answer
+        changed["rewards"] = {}
+        if "reward_options" not in values:
+            changed["reward_options"] = {}
     return _validated(changed, run_or_recipe.recipe or "Run")
 
 

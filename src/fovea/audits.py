@@ -48,6 +48,8 @@ REARM = 50
 """Steps without the condition after which an alarm may sound again."""
 RECENT = 20
 """Steps at the start and at the end that the alarms without an audit compare."""
+FLOOD = 1.5
+"""Boxes a true box, over the first `BLOCK` steps' figure, from which on they are a flood."""
 
 Direction = Literal["high", "low", "steady"]
 DIRECTIONS: Mapping[str, Direction] = {
@@ -62,7 +64,8 @@ DIRECTIONS: Mapping[str, Direction] = {
     "completion_tokens": "steady",
     "completion_tokens_max": "steady",
     "box_count": "steady",
-    "od_ratio": "low",  # a flood of boxes; how far the count is from right, either way, is box_count_error
+    "box_ratio": "low",  # a flood; how far the count is from right, either way, is box_count_error
+    "od_ratio": "low",
     "entropy": "steady",
 }
 """Which way is good; what is not named here (every reward, accuracy) is good when high."""
@@ -80,7 +83,7 @@ class Warned:
     step: int
     name: str
     """`audit:NAME`, `behind:NAME`, `no_signal`, `length_drift`, `duplicates`, `truncated`, `unparsed`, `format_only`,
-    `reward_errors`."""
+    `box_flood`, `reward_errors`."""
     text: str
     """One sentence with the numbers."""
     numbers: dict[str, float]
@@ -241,6 +244,7 @@ _WATCHED = (
     "accuracy",
     "reward/format",
     "reward_failures",
+    "box_ratio",
 )
 
 
@@ -342,12 +346,30 @@ class Watch:
         length = means["completion_tokens"]
         if length and abs(length[1] - length[0]) >= 5 and not 0.5 <= length[1] / max(length[0], 1e-9) <= 2:
             warn("length_drift", "completion_tokens", _LENGTH)
+        flood = _flood(self.series["box_ratio"], self.series["accuracy"])
+        if flood is not None:
+            text = _FLOODED.format(first=flood[0], last=flood[1], a=flood[2], b=flood[3], n=RECENT)
+            numbers = {"first": flood[0], "last": flood[1]}
+            found.append(Warned(step=step, name="box_flood", text=text, numbers=numbers))
         form, answers = means["reward/format"], means["accuracy"]
         if self.steps >= 100 and form and answers and form[1] >= 0.9 and form[1] - form[0] >= 0.3:
             spread = np.var(self.series["accuracy"].first) + np.var(self.series["accuracy"].recent)
             if answers[1] - answers[0] < 0.02 + 3 * math.sqrt(float(spread) / RECENT) and answers[1] < 0.5:
                 warn("format_only", "reward/format", _FORMAT.format(a=answers[0], b=answers[1]))
         return found
+
+
+def _flood(ratio: Series, accuracy: Series) -> tuple[float, float, float, float] | None:
+    """(boxes a true box at the start and now, accuracy at the start and now) while boxes flood, else None.
+
+    A flood: in the last 20 steps at least `FLOOD` times as many boxes a true box as in the first 5, more than one,
+    and no more replies wholly right than then. It comes fast (docs/vlm-r1.md: within 20 steps), so the start is short.
+    """
+    if min(len(ratio.recent), len(accuracy.recent)) < RECENT:
+        return None
+    first, last = sum(ratio.first[:BLOCK]) / BLOCK, sum(ratio.recent) / RECENT
+    right, now = sum(accuracy.first[:BLOCK]) / BLOCK, sum(accuracy.recent) / RECENT
+    return (first, last, right, now) if last > 1 and last >= FLOOD * first and now <= right else None
 
 
 # Metric → (mean of the last 20 steps at least, risen since the first 20 by at least, what to say).
@@ -380,6 +402,10 @@ _NAMES = {"groups_without_signal": "no_signal", "reward_failures": "reward_error
 _LENGTH = (
     "The mean reply went from {first:.0f} tokens at the start to {last:.0f} in the last {n} steps; "
     "look at the replies."
+)
+_FLOODED = (
+    "Replies name more and more boxes: {first:.2f} for each true one in the first 5 steps, {last:.2f} in the last {n}, "
+    "and no more of them are right ({a:.2f} to {b:.2f}); the reward pays for boxes that are not there, od_f1 does not."
 )
 _FORMAT = (
     "Only the format is being learned: its reward went from {{first:.2f}} to {{last:.2f}} and accuracy from {a:.2f} to "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fovea
-from fovea.api import OwnTask, as_overrides, measure, own_task, run_to_evaluate
+from fovea.api import OwnTask, as_overrides, measure, own_task, run_to_evaluate, to_evaluate
 from fovea.config import Run
 from fovea.runlog import read_run, to_json
 from fovea.types import Task, UserError
@@ -131,14 +131,12 @@ def _asked(
     folder: Path, tasks: Sequence[OwnTask] | None, changes: Sequence[str]
 ) -> list[tuple[Run, Task, str | None]]:
     """(settings, problems, what the problems are called) of each task; every one is opened before the first minute."""
-    from fovea.training.problems import open_tasks, open_to_measure
+    from fovea.training.problems import open_to_measure
 
     if tasks is None:
-        own = Run.model_validate(read_run(folder)["run"]["run"])
-        if own.data is not None and own.validation_data is None and not _names_problems(changes):
-            run = run_to_evaluate(str(folder), [*changes, *as_overrides({"data": own.data})])
-            return [(run, open_tasks(own)[2], "held-out lines")]
-        run = run_to_evaluate(str(folder), list(changes))
+        run, held_out, name = to_evaluate(str(folder), list(changes))
+        if held_out is not None:
+            return [(run, held_out, name)]
         return [(run, open_to_measure(run), run.evaluation.split if run.data is None else None)]
     found: list[tuple[Run, Task, str | None]] = []
     for task in tasks:
@@ -153,10 +151,6 @@ def _asked(
     if not found:
         raise UserError("No task is named; leave tasks away for those of the run.")
     return found
-
-
-def _names_problems(changes: Sequence[str]) -> bool:
-    return any(change.startswith(("task=", "data=")) for change in changes)
 
 
 def _key(station: Station, run: Run, task: Task) -> str:

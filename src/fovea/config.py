@@ -20,6 +20,9 @@ from fovea.types import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
 
+INSTRUCTIONS = ("plain", "think", "think_json", "think_first")
+"""Names that `instruction` may have; the texts: `fovea.training.problems`."""
+
 
 class Section(BaseModel):
     """Frozen, no unknown keys, no infinities; `images=7` is the text "7" where a text is wanted."""
@@ -410,6 +413,17 @@ class Run(Section):
             raise ValueError("an empty list names no file; leave the key away or write null")
         return value
 
+    @field_validator("instruction")
+    @classmethod
+    def _a_name_or_a_text(cls, value: str | None) -> str | None:
+        """A misspelt name must not become the text that every question ends with; `/no_think` may."""
+        if value is None or value in INSTRUCTIONS or len(value.split()) != 1:
+            return value
+        near = difflib.get_close_matches(value.strip().lower(), INSTRUCTIONS, n=1, cutoff=0.8)
+        if near:
+            raise ValueError(f"did you mean {near[0]!r}? a text of one word is not an instruction")
+        return value
+
     @field_validator("freeze", "audits", mode="before")
     @classmethod
     def _one_part(cls, value: Any) -> Any:
@@ -443,16 +457,17 @@ def _shipped(suffix: str) -> list[str]:
 def load_run(recipe: str, overrides: list[str] | None = None) -> Run:
     """Read a recipe (built-in name or path of a YAML file), apply `key=value` overrides, validate.
 
-    Overrides that name other problems (`data`, `task`) and no rewards get the default rewards of those problems; a
-    recipe that names a file itself is written for any file of its kind and keeps its rewards for another.
+    Overrides that name other problems (`data`, `task`) drop the recipe's rewards with their options: those that are
+    named beside them are all there are, and without any the problems' own are taken. A recipe that names a file
+    itself is written for any file of its kind and keeps its rewards for another.
     Raises UserError for a missing recipe, broken YAML, an unknown key or a bad value.
     """
     values = _read_recipe(recipe)
     keys = {key: text for key, _, text in (override.partition("=") for override in overrides or [])}
     other_file = keys.get("data", "null") != "null" and values.get("data") is None
     moved = other_file or keys.get("task", values.get("task")) != values.get("task")
-    if moved and not any(key.split(".")[0] == "rewards" for key in keys):
-        values["rewards"] = {}  # those of the recipe are for its own kind of answer
+    if moved:  # those of the recipe are for its own kind of answer
+        values |= {"rewards": {}, "reward_options": {}}
     for override in overrides or []:
         apply_override(values, override)
     values["recipe"] = values.get("recipe") or recipe

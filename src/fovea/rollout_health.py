@@ -25,6 +25,7 @@ HEALTH: dict[str, str] = {
     "groups_all_wrong": "the same, every answer wrong",
     "box_count": "boxes in a reply, mean; only for boxes and lists of objects",
     "box_count_error": "|boxes in a reply - true boxes|, mean; only for boxes and lists of objects",
+    "box_ratio": "boxes in all replies / true boxes of their problems; only for boxes and lists of objects",
 }
 """Name → meaning of every metric of `health`, `reward_std/PART` aside (mean over groups of the part's deviation)."""
 
@@ -80,7 +81,7 @@ def duplicates(texts: Sequence[str]) -> float:
 
 
 def box_counts(groups: Sequence[Group]) -> dict[str, float]:
-    """`box_count` and `box_count_error` over the replies to problems about boxes; {} if there are none.
+    """`box_count`, `box_count_error` and `box_ratio` over the replies to problems about boxes; {} if there are none.
 
     A list says as many boxes as it has items, readable or not: a model that floods the picture is seen here even
     where average precision forgives it.
@@ -102,7 +103,8 @@ def box_counts(groups: Sequence[Group]) -> dict[str, float]:
     if not said:
         return {}
     gaps = np.abs(np.array(said) - np.array(true))
-    return {"box_count": float(np.mean(said)), "box_count_error": float(gaps.mean())}
+    counts = {"box_count": float(np.mean(said)), "box_count_error": float(gaps.mean())}
+    return counts | ({"box_ratio": sum(said) / sum(true)} if any(true) else {})
 
 
 def advantage_abs(advantages: Sequence[np.ndarray]) -> float:

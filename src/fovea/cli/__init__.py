@@ -45,7 +45,8 @@ GROUPS = {
     "tasks": "List, show, check and write the tasks; check your own data.",
     "zoo": "Make the embedded models, and measure what they can.",
 }
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Of a command that hands its arguments on, --help among them."""
 
 
 def _root(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fovea.cli.shared import Json, Overrides, print_json, print_text, still_libraries
+from fovea.cli.shared import Json, Overrides, as_listed, print_json, print_text, still_libraries
 
 if TYPE_CHECKING:
     from fovea.config import Run
     from fovea.outcomes import Outcome
+    from fovea.types import Task
 
 
 def evaluate(
@@ -68,7 +69,7 @@ def evaluate(
         model_or_run = "fovea-tiny"
     named = {"evaluation.split": split, "evaluation.n": _number(n), "seed": seed,
              "evaluation.samples": samples, "sampling.temperature": temperature,
-             "data": data, "images": images}  # fmt: skip
+             "data": as_listed(data), "images": as_listed(images)}  # fmt: skip
     changes = [*overrides, *as_overrides({k: v for k, v in named.items() if v is not None})]
     if checkpoints:
         if against is not None or out is not None:
@@ -154,12 +155,12 @@ def _show(record: dict[str, Any]) -> None:
 
 def _measure(model_or_run: str, changes: list[str], against: str | None, out: Path | None) -> dict[str, Any]:
     """The record of one model, with `comparison` if there is another one; outcomes are written to `out`."""
-    from fovea.api import run_to_evaluate
+    from fovea.api import to_evaluate
     from fovea.models.policy import find_model
     from fovea.outcomes import check_outcomes_file, compare, read_outcomes, summarize, write_outcomes
     from fovea.types import UserError
 
-    run = other = None
+    run = other = held_out = split = None
     if out is not None:
         check_outcomes_file(out)
     others = read_outcomes(against) if against is not None and _is_outcomes(against) else None
@@ -177,18 +178,18 @@ def _measure(model_or_run: str, changes: list[str], against: str | None, out: Pa
         outcomes = read_outcomes(model_or_run)
         record = {"model": model_or_run, "task": None, "split": None} | summarize(outcomes, 0)
     else:
-        run = run_to_evaluate(model_or_run, changes)
+        run, held_out, split = to_evaluate(model_or_run, changes)
         if against is not None and others is None:
             other = _same_problems(run, against, changes)
             find_model(other.model, other.download)  # not after the first model's hour
-        record, outcomes = _evaluate(run)
+        record, outcomes = _evaluate(run, held_out, split)
     if out is not None:
         write_outcomes(out, outcomes)
     if against is None:
         return record
     if others is None:
         assert other is not None
-        others = _evaluate(other)[1]
+        others = _evaluate(other, held_out, split)[1]
     return record | {"comparison": {"against": against} | compare(outcomes, others, run.seed if run else 0)}
 
 
@@ -196,11 +197,11 @@ def _is_outcomes(name: str) -> bool:
     return name.endswith(".jsonl")
 
 
-def _evaluate(run: Run) -> tuple[dict[str, Any], list[Outcome]]:
+def _evaluate(run: Run, held_out: Task | None, split: str | None) -> tuple[dict[str, Any], list[Outcome]]:
     still_libraries(run)
     from fovea.api import measure
 
-    return measure(run)
+    return measure(run, held_out, split=split)
 
 
 def _same_problems(run: Run, against: str, changes: list[str]) -> Run:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fovea.cli.shared import Json, Overrides, print_json, print_text, run_of
+from fovea.cli.shared import Json, Overrides, print_columns, print_json, print_text, run_of
 
 MOST_DRAWN = 512
 """Problems on one sheet: more make a picture that no viewer opens."""
@@ -24,8 +25,9 @@ def tasks_list(json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    for item in found:
-        print_text(f"{item['name']:<18}{item['kind']:<9}chance {item['chance']:<8.3g}{item['about']}")
+    print_columns(
+        [(name, spec.kind, f"chance {spec.chance:.3g}", spec.about) for name, spec in TASKS.items()]
+    )
 
 
 def tasks_show(
@@ -65,6 +67,7 @@ def tasks_show(
     if data:
         tasks = [open_data(**_named(data, images, overrides), shuffle=False)]
     else:
+        _refuse_unused(overrides, ())
         names = [known for known in TASKS if known.startswith(f"{name}/")] or [str(name)]
         tasks = [open_task(known, split=split, seed=seed) for known in names]
     problems = [p for task in tasks for p in task.take(0, n if task.size is None else min(n, task.size))[0]]
@@ -105,6 +108,8 @@ def tasks_check(
     from fovea.tasks import TASKS, check_task
 
     own = name.partition("@")[0] not in TASKS and may_be_data(name)
+    if name.partition("@")[0] in TASKS:
+        _refuse_unused(overrides, ())
     how: dict[str, Any] = _named(name, images, overrides) if own else {"path": name, "images": images}
     task: Any = how.pop("path")
     report = check_task(task, n, **how, split=split, seed=seed, verify=decode, megapixels=megapixels)
@@ -174,11 +179,29 @@ def convert(
     print_text(f"written {summary['problems']} problems ({kinds}) to {summary['out']}")
 
 
+_USED = ("problems", "images", "compat", "download")
+"""Keys of a recipe that commands about problems read; their other settings are options."""
+
+
+def _refuse_unused(overrides: list[str] | None, used: Sequence[str] = _USED) -> None:
+    """Raise UserError for a key of a recipe that would do nothing here."""
+    from fovea.types import UserError
+
+    for override in overrides or []:
+        key = override.partition("=")[0]
+        if key.partition(".")[0] not in used:
+            which = (
+                f"of a recipe it reads {', '.join(used)}" if used else "a built-in task has no such settings"
+            )
+            raise UserError(f"{key} would do nothing in this command; leave it away ({which}).")
+
+
 def _named(file: str, images: str | None, overrides: list[str] | None) -> dict[str, Any]:
     """What `open_data` needs of a file and `key=value` changes (problems.…, images, compat, download)."""
     from fovea.tasks.sources import named_files
 
     run = run_of("problems", {"data": file, "images": images}, overrides)
+    _refuse_unused(overrides)
     files, folders = named_files(run.data or file, run.images, run.compat)
     return {
         "path": files if len(files) > 1 else files[0],

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fovea.cli.shared import Json, Overrides, Quiet, Recipe, print_json, print_text, still_libraries
+from fovea.cli.shared import (
+    Json,
+    Overrides,
+    Quiet,
+    Recipe,
+    print_columns,
+    print_json,
+    print_text,
+    still_libraries,
+)
 
 if TYPE_CHECKING:
     from fovea.config import Run
@@ -126,19 +135,23 @@ def recipes(json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    for item in found:
-        command = "study" if item["kind"] == "study" else "sft" if item["kind"] == "sft" else "train"
-        print_text(f"{'fovea ' + command + ' ' + item['name']:<36}{item['about']}")
+    commands = {"study": "study", "sft": "sft"}
+    print_columns(
+        [(f"fovea {commands.get(item['kind'], 'train')} {item['name']}", item["about"]) for item in found]
+    )
 
 
 def study(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A study from `fovea recipes`.", show_default=False)],
 ) -> None:
-    """Run a study: several runs and a table. Further arguments go to the study."""
+    """Run a study: several runs and a table. Further arguments go to the study, and --help after its name, too."""
     from fovea.config import nearest, study_names
     from fovea.types import UserError
 
+    if name == "--help":
+        print_text(context.get_help())
+        return
     studies = study_names()
     if name not in studies:
         raise UserError(

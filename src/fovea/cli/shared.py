@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,22 +29,31 @@ class ReaderLeft(Exception):
 
 
 def run_of(command: str, values: dict[str, Any], overrides: list[str] | None) -> Run:
-    """The run of a command without a recipe. `values["data"]` may be a list in brackets. Raises UserError."""
+    """The run of a command without a recipe. Its data and images may be lists in brackets. Raises UserError."""
     from pydantic import ValidationError
 
     from fovea.config import Run, apply_override, explain
     from fovea.types import UserError
 
     values = {"recipe": command} | values
-    data = values.get("data")
-    if isinstance(data, str) and data.startswith("["):
-        apply_override(values, f"data={data}")
+    values |= {key: as_listed(values[key]) for key in ("data", "images") if key in values}
     for override in overrides or []:
         apply_override(values, override)
     try:
         return Run.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, command)) from None
+
+
+def as_listed(paths: str | None) -> Any:
+    """What an option names: a path as it is, and `[a.jsonl, b.jsonl]` as the list that it is as key=value."""
+    from fovea.config import apply_override
+
+    if paths is None or not paths.startswith("["):
+        return paths
+    values: dict[str, Any] = {}
+    apply_override(values, f"paths={paths}")
+    return values["paths"]
 
 
 def may_be_data(name: str) -> bool:
@@ -69,6 +79,13 @@ def print_text(text: str) -> None:
 
     encoding = sys.stdout.encoding or "utf-8"
     write(visible(text, 100_000).encode(encoding, "replace").decode(encoding))
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Rows of texts in columns as wide as their longest cell, and two spaces; the last is not padded."""
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)][:-1]
+    for row in rows:
+        print_text("".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) + row[-1])
 
 
 def print_json(value: Any) -> None:

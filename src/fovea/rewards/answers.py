@@ -174,6 +174,11 @@ def box_from(value: Any) -> Box | None:
     return x1, y1, x2, y2
 
 
+def is_empty(box: Box) -> bool:
+    """Whether a box has no area, or its corners swapped: no true box is so."""
+    return box[2] <= box[0] or box[3] <= box[1]
+
+
 def finite(value: Any) -> float | None:
     """A finite float from a JSON number; None for everything else, bool, NaN and overflow included."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -45,7 +45,7 @@ _OPENER = urllib.request.build_opener(_Stay)
 
 def ask(one: Judge, prompt: str) -> float | Fault:
     """One verdict, with retries. Raises nothing."""
-    fault = Fault(kind="raised", detail="was not asked")
+    fault = Fault(kind="unanswered", detail="was not asked")
     for attempt in range(one.retries + 1):
         found = _try(one, prompt)
         if not isinstance(found, _Later):
@@ -77,7 +77,8 @@ def _try(one: Judge, prompt: str) -> float | Fault | _Later:
             return _read(response.read(REPLY_LIMIT))
     except urllib.error.HTTPError as error:
         with error:
-            fault = Fault(kind="raised", detail=f"got HTTP {error.code} from {_host(one)}")
+            detail = f"got HTTP {error.code} from {_host(one)}"
+            fault = Fault(kind="unanswered", detail=detail, fix=_fix(error.code))
             if error.code != 429 and error.code < 500:
                 return fault
             return _Later(fault=fault, wait=_seconds(error.headers.get("Retry-After")))
@@ -90,7 +91,19 @@ def _try(one: Judge, prompt: str) -> float | Fault | _Later:
         # A ValueError of http.client quotes the header that it refuses, and there the key is.
         said = "" if isinstance(reason, ValueError) else f": {' '.join(str(reason).split())[:200]}"
         detail = f"could not ask {_host(one)} ({type(reason).__name__}{said})"
-        return _Later(fault=Fault(kind="raised", detail=detail))
+        fix = "check reward_options.judge.url and that its server runs"
+        return _Later(fault=Fault(kind="unanswered", detail=detail, fix=fix))
+
+
+def _fix(code: int) -> str | None:
+    """What a user can do about an HTTP status; None where only the server can."""
+    if code in (401, 403):
+        return "check that reward_options.judge.api_key_env names the variable with the right key"
+    if code == 404:
+        return "check reward_options.judge.url (it ends with /v1, say) and the name in reward_options.judge.model"
+    if 300 <= code < 500 and code not in (408, 425, 429):
+        return "check reward_options.judge.url and reward_options.judge.model"
+    return None
 
 
 def _late(one: Judge) -> Fault:
@@ -102,7 +115,8 @@ def _read(data: bytes) -> float | Fault:
     try:
         said = json.loads(data)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return Fault(kind="type", detail=f"got no chat completion but {data[:60]!r}")
+        fix = "check that reward_options.judge.url is an OpenAI-compatible address, which ends with /v1, say"
+        return Fault(kind="type", detail=f"got no chat completion but {data[:60]!r}", fix=fix)
     verdict = read_verdict(said) if isinstance(said, str) else None
     if verdict is None:
         return Fault(

@@ -52,8 +52,8 @@ def iou(text: str, problem: Problem, *, compat: Compat = None) -> float:
     in brackets, and a box that overlaps the truth by a pixel or less in width or height earns 0.
     """
     truth = answers.box_from(problem.answer)
-    if truth is None:
-        refuse("iou", problem, "four finite numbers [x1, y1, x2, y2]")
+    if truth is None or answers.is_empty(truth):
+        refuse("iou", problem, "four finite numbers [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
     if compat == "vlm_r1":
         return _whole_iou(text, truth)
     box = answers.read_box(answers.answer_of(text))

@@ -30,7 +30,7 @@ from fovea.types import Problem, UserError
 POSITION, COMPLETENESS = 0.7, 0.3
 """Weights of `od_weighted` (VLM-R1 `detection_score`; its weight of the labels is 0)."""
 
-_WANTED = 'a list of {"bbox_2d": [x1, y1, x2, y2], "label": text}'
+_WANTED = 'a list of {"bbox_2d": [x1, y1, x2, y2], "label": text} with x1 < x2 and y1 < y2'
 
 
 def od_map(text: str, problem: Problem, *, compat: Compat = None) -> float:
@@ -204,7 +204,7 @@ def _true_things(reward: str, problem: Problem) -> list[Truth]:
     truth = []
     for item in problem.answer:
         box, label = answers.thing_from(item)
-        if box is None:
+        if box is None or answers.is_empty(box):
             refuse(reward, problem, _WANTED)
         truth.append(Truth(label=label, box=box, crowd=bool(item.get("iscrowd", 0))))
     return truth

@@ -96,13 +96,17 @@ def judge(
 
     A reply without an answer is 0 unasked. The judge's reply must be nothing but a number from 0 to 1, yes or no;
     anything else is a failure, as is no reply. Raises RunFailed where the judge fails and UserError without `url` and
-    `model`. This is for one reply; a run asks for whole groups in a worker (`verdicts`).
+    `model` and where nothing answers at `url`, or refuses to. This is for one reply; a run asks for whole groups in a
+    worker (`verdicts`).
     """
     given = {"url": url, "model": model, "timeout": timeout, "concurrency": concurrency, "retries": retries}
     one = judge_of(given | {"cache": cache, "template": template, "api_key_env": api_key_env})
     found = verdicts(one, [text], problem)[0]
     if isinstance(found, Fault):
-        raise RunFailed(f"The reward 'judge' {found.detail} on the reply that begins {text[:60]!r}.")
+        said = f"The reward 'judge' {found.detail} on the reply that begins {text[:60]!r}"
+        if found.fix is not None:
+            raise UserError(f"{said}; {found.fix}.")
+        raise RunFailed(f"{said}.")
     return found
 
 

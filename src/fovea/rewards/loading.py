@@ -24,7 +24,8 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, Literal
 
-FaultKind = Literal["timeout", "died", "raised", "length", "type", "not_finite"]
+FaultKind = Literal["timeout", "died", "raised", "unanswered", "length", "type", "not_finite"]
+"""`unanswered`: `judge` got no reply, or an HTTP status instead of one."""
 Style = Literal["fovea", "trl", "group"]
 """`group`: a built-in reward that asks outside, f(texts, problem) -> a number or a Fault for each text."""
 Form = Literal["text", "chat"]
@@ -59,6 +60,8 @@ class Fault:
 
     kind: FaultKind
     detail: str
+    fix: str | None = None
+    """What the user has to set right, where the settings of the run are at fault (`judge`); None for other faults."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Literal, NoReturn, TypeAlias
 
@@ -92,21 +93,23 @@ def guess_choice(text: str) -> str | None:
 
     Candidates are letters with no letter before and one of `.,?!:;` or the end after them. One candidate wins;
     of several, the one with most points: 1 for each word like "answer" within 20 characters, 2 in the last 30 %
-    of the text, 1 before a punctuation mark; of equals the first. The original's mistake is kept: the
-    points are given where the letter *first* occurs in the text, be it inside a word. And as all is upper case,
-    "a" in "it is a." is a choice.
+    of the text, 1 before a punctuation mark; of equals the first. The original's mistakes are kept: the
+    points are given where the letter *first* occurs in the text, be it inside a word, and once for each time it is
+    a candidate, so a letter that is repeated wins. And as all is upper case, "a" in "it is a." is a choice.
+
+    Example: guess_choice("C, B. B.") == "B"
     """
     text = " ".join(text.split()).upper()
-    candidates = dict.fromkeys(_LONE_LETTER.findall(text))
+    candidates = Counter(_LONE_LETTER.findall(text))  # in the order in which they first occur
     if len(candidates) < 2:
         return next(iter(candidates), None)
     points = {}
-    for letter in candidates:
+    for letter, times in candidates.items():  # at most 26, and each is looked at in one place
         place = text.find(letter)
         near = text[max(0, place - 20) : place + 20]
-        points[letter] = sum(word in near for word in _POINTERS)
-        points[letter] += 2 * (place > len(text) * 0.7)
-        points[letter] += place < len(text) - 1 and text[place + 1] in "。.!！,，"
+        each = sum(word in near for word in _POINTERS) + 2 * (place > len(text) * 0.7)
+        each += place < len(text) - 1 and text[place + 1] in "。.!！,，"
+        points[letter] = times * each
     return max(points, key=points.__getitem__)
 
 
@@ -119,7 +122,13 @@ def numeric(
 
     `problem.meta["tolerance"]`, where given, is the problem's own absolute tolerance and takes the place of both.
     What stands around the number is not read: `45 %`, `45 cm` and `$45` are 45, and 0.45 is not 45 %.
+    Raises UserError for a tolerance below 0.
     """
+    for name, value in (("relative", relative), ("absolute", absolute)):
+        if value < 0:
+            raise UserError(
+                f"{name} of the reward 'numeric' is {value}; give 0 or more, for example {name}=0.01."
+            )
     truth = problem.answer
     truth = answers.read_number(truth) if isinstance(truth, str) else answers.finite(truth)
     if truth is None:

@@ -3,7 +3,9 @@
 A reply is hostile text and SymPy has no bounds of its own (`9^{9^{9}}`), so work is bounded three times: the
 text before it is parsed (length, commands, nesting, exponents), the parsed expression before it is evaluated (what it
 is made of, how large its numbers would become), and every call by a budget of Python function calls, which holds
-in any thread where math-verify's own time-outs need the main one. What is refused scores 0. SymPy is imported at the
+in any thread where math-verify's own time-outs need the main one. What is refused scores 0. The first two decide;
+the budget is a net that what passes them should not reach, since how many calls a text takes depends on what
+SymPy and the parser remember: a verdict is to be the same in a run and in its resumption. SymPy is imported at the
 first answer that needs it. Not here: plain numbers and texts (`matching.py`).
 
 Try it: `fovea score math --kind math --answer '"\\\\frac{1}{2}"' --completion '<answer>0.5</answer>'` gives 1.
@@ -26,11 +28,11 @@ from fovea.rewards import answers
 from fovea.rewards.matching import Compat, clean_text, last_block, refuse
 from fovea.types import Problem
 
-MATH_LIMIT = 200
+MATH_LIMIT = 120
 """An answer of more characters than this is no mathematical answer."""
 
-NESTING_LIMIT = 6
-"""Brackets and braces within each other; the parser's time doubles every few levels until its tables are filled."""
+NESTING_LIMIT = 5
+"""Brackets and braces within each other; each level costs the parser 0.2 s where it has not seen the like."""
 
 BITS_LIMIT = 4096
 """No number that evaluation would make may have more bits than this."""
@@ -38,20 +40,27 @@ BITS_LIMIT = 4096
 DEGREE_LIMIT = 24
 """Nor any polynomial of a higher degree."""
 
-TERMS_LIMIT = 1000
+TERMS_LIMIT = 100
 """No power of a sum may expand to more terms than this."""
 
-NODES_LIMIT = 300
+NODES_LIMIT = 120
 """No expression may have more parts than this."""
 
-CALLS_LIMIT = 300_000
-"""Python function calls that parsing one answer may take, and comparing it; usual are 1,000 to 100,000."""
+FUNCTIONS_LIMIT = 4
+"""Nor more sines, logarithms and the like, all of which SymPy tries to rewrite by each other."""
+
+CALLS_LIMIT = 500_000
+"""Python function calls that reading one answer may take, and comparing it; usual are 1,000 to 150,000."""
+
+GRAMMAR_LIMIT = 5_000_000
+"""Calls within the parser's grammar, which come on top: its tables fill as it goes, so that a text takes up to
+1,000,000 at first and 2,000 when its like has been read. Counted apart, they do not decide a verdict."""
 
 T = TypeVar("T")
 
 
 class _Exhausted(BaseException):
-    """The budget of calls is spent. Not an `Exception`: SymPy catches those and would go on."""
+    """The budget of calls is spent. Not an `Exception`: SymPy catches those and would go on, and a cache keeps none."""
 
 
 def math(text: str, problem: Problem, *, compat: Compat = None) -> float:
@@ -209,15 +218,14 @@ _CONTAINERS = (
     "Equality Unequality StrictLessThan StrictGreaterThan LessThan GreaterThan UnevaluatedExpr MutableDenseMatrix "
     "ImmutableDenseMatrix MatMul MatAdd MatrixSymbol Str"
 )
-_EVALUATED = (
-    "sin cos tan cot sec csc asin acos atan sinh cosh tanh log exp Abs floor ceiling Max Min "
-    "factorial binomial"
-)
+_TRANSCENDENTAL = "sin cos tan cot sec csc asin acos atan sinh cosh tanh log exp"
+_EVALUATED = "Abs floor ceiling Max Min factorial binomial"
 _CONSTANTS = (
     "Pi Exp1 ImaginaryUnit Infinity NegativeInfinity ComplexInfinity Reals Integers Naturals Naturals0 Rationals "
     "Complexes UniversalSet BooleanTrue BooleanFalse"
 )
-_KNOWN_PARTS = frozenset(" ".join((_CONTAINERS, _EVALUATED, _CONSTANTS)).split())
+_KNOWN_PARTS = frozenset(" ".join((_CONTAINERS, _TRANSCENDENTAL, _EVALUATED, _CONSTANTS)).split())
+_COSTLY = frozenset(_TRANSCENDENTAL.split(" "))
 Size: TypeAlias = tuple[float, float]
 _ENDLESS: Size = (arithmetic.inf, arithmetic.inf)
 _LARGE_FACTORIAL = 9
@@ -226,12 +234,14 @@ _LARGE_FACTORIAL = 9
 
 def bounded(expression: Any) -> bool:
     """Whether a parsed expression is made of known parts whose evaluation stays small."""
-    left = NODES_LIMIT
+    left, functions = NODES_LIMIT, FUNCTIONS_LIMIT
 
     def size(node: Any) -> Size:
-        nonlocal left
+        nonlocal left, functions
         left -= 1
-        found = _size(node, [size(part) for part in _parts(node)]) if left >= 0 else _ENDLESS
+        functions -= type(node).__name__ in _COSTLY
+        small = left >= 0 and functions >= 0
+        found = _size(node, [size(part) for part in _parts(node)]) if small else _ENDLESS
         return found if found[0] <= BITS_LIMIT and found[1] <= DEGREE_LIMIT else _ENDLESS
 
     return size(expression) != _ENDLESS
@@ -289,38 +299,59 @@ def _undefined(node: Any) -> bool:
 
 
 def _within_budget(work: Callable[[], T]) -> T | None:
-    """What `work` returns; None if it raises or takes more than `CALLS_LIMIT` Python function calls.
+    """What `work` returns; None if it raises.
 
     `sys.settrace` calls back at every call of this thread; who traced before (a debugger, coverage) traces on after.
+
+    Raises:
+        _Exhausted: it takes more than `CALLS_LIMIT` Python function calls, or `GRAMMAR_LIMIT` in the grammar.
     """
-    left = CALLS_LIMIT
+    left, grammar = CALLS_LIMIT, GRAMMAR_LIMIT
 
     def spend(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal left
-        left -= 1
+        nonlocal left, grammar
+        if frame.f_globals.get("__name__", "").startswith(_GRAMMAR):
+            grammar -= 1
+        else:
+            left -= 1
         # Not into a generator: one that is being thrown away would swallow it, and tracing would have ended.
-        if left < 0 and not frame.f_code.co_flags & inspect.CO_GENERATOR:
+        if (left < 0 or grammar < 0) and not frame.f_code.co_flags & inspect.CO_GENERATOR:
             raise _Exhausted
 
     before = sys.gettrace()
     sys.settrace(spend)
     try:
         return work()
-    except (_Exhausted, Exception):  # SymPy raises whatever it likes: RecursionError, TypeError, TokenError …
+    except Exception:  # SymPy raises whatever it likes: RecursionError, TypeError, TokenError …
         return None
     finally:
         sys.settrace(before)
+
+
+_GRAMMAR = ("antlr4.", "latex2sympy2_extended.gen.")
 
 
 def _verified(answer: str, truth: str) -> bool:
     """math-verify's verdict, within the bounds."""
     if not (readable(answer) and readable(truth)):
         return False
+    try:
+        return _verdict(answer, truth)
+    except _Exhausted:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _verdict(answer: str, truth: str) -> bool:
+    """As `_verified`, of readable texts. Replies repeat each other; what exhausted the budget is not remembered."""
     ours, theirs = _parsed(answer), _parsed(truth)
     if not ours or not theirs:
         return False
     if not (_all_bounded(ours) and _all_bounded(theirs)):
         return bool(_within_budget(lambda: ours[0] == theirs[0]))  # the same form, which evaluates nothing
+    from sympy.core.cache import clear_cache
+
+    clear_cache()  # in 0.02 to 1 ms: no budget is spared what an earlier answer computed
     verify = _math_verify()[1]
     return bool(_within_budget(lambda: verify(theirs, ours, timeout_seconds=None)))
 
@@ -329,7 +360,7 @@ def _all_bounded(parsed: Iterable[Any]) -> bool:
     return all(isinstance(part, str) or _within_budget(partial(bounded, part)) for part in parsed)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _parsed(text: str) -> list[Any]:
     """What math-verify parses from a text, read as LaTeX; empty if nothing. Truths and frequent answers are kept."""
     parse = _math_verify()[0]

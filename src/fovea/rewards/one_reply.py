@@ -15,7 +15,8 @@ from typing import Any, cast, get_args
 from fovea.rewards import answers
 from fovea.rewards.functions import REWARDS, parse_weights, weigh
 from fovea.rewards.matching import Compat
-from fovea.rewards.options import Options, options_of, parameters_of
+from fovea.rewards.options import Options, check_options, options_of, parameters_of
+from fovea.rewards.routing import check_used
 from fovea.types import AnswerKind, Problem, UserError
 
 
@@ -52,6 +53,14 @@ def score_json(
         raise UserError("--meta must be a JSON object, for example '{\"tolerance\": 0.5}'.")
     _one_of("kind of answer", kind, get_args(AnswerKind))
     _one_of("compat", compat, ("vlm_r1",))
+    if compat and not any("compat" in parameters_of(REWARDS[name]) for name in weights if name in REWARDS):
+        having = [name for name, function in REWARDS.items() if "compat" in parameters_of(function)]
+        raise UserError(
+            f"--compat {compat} would do nothing: {', '.join(weights)} has no such mode; leave it away, or score one "
+            f"of {', '.join(having)}."
+        )
+    given = parse_options(options, list(weights))
+    check_used(check_options(REWARDS, given), list(weights), where="--option ")
     problem = Problem(
         id="score",
         task="score",
@@ -65,7 +74,7 @@ def score_json(
         [completion],
         problem,
         weights,
-        options=parse_options(options, list(weights)),
+        options=given,
         compat=cast(Compat, compat),
         tokens=None if tokens is None else [tokens],
     )

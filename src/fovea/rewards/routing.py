@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import TypeAlias
 
 from fovea.rewards import answers
@@ -49,6 +50,8 @@ BY_KIND: dict[AnswerKind, str] = {
 }
 """Kind of answer → reward of a problem that names no method."""
 
+_ROUTED = {name for name, _ in METHODS.values() if name} | {*BY_KIND.values()}
+
 
 def route(problem: Problem) -> str:
     """Name of the reward that `accuracy` is for this problem. Raises UserError for a method that is not known."""
@@ -63,6 +66,17 @@ def route(problem: Problem) -> str:
     raise UserError(
         f"Problem {problem.id} has the accu_reward_method {str(method)[:60]!r}{near}; known: {', '.join(METHODS)}."
     )
+
+
+def check_used(options: Options, names: Collection[str], where: str = "reward_options.") -> None:
+    """Raise UserError for options of a reward that is not among `names`; `accuracy` takes those of all it routes to."""
+    used = {*names, *(_ROUTED if "accuracy" in names else ())}
+    for name, given in options.items():
+        if given and name not in used:
+            raise UserError(
+                f"{where}{name} would do nothing: {name} is not among the rewards and audits "
+                f"({', '.join(names)}); leave it away or name the reward."
+            )
 
 
 def accuracy(

@@ -27,6 +27,7 @@ from fovea.rewards.judge import judge_of
 from fovea.rewards.loading import Fault, Source
 from fovea.rewards.matching import Compat
 from fovea.rewards.options import Options, plain_sum, with_compat
+from fovea.rewards.routing import check_used
 from fovea.rewards.workers import Search, Worker, default_memory
 from fovea.types import Problem, RunFailed, UserError, occurrences
 
@@ -291,7 +292,7 @@ class Scorer:
         return entry, resolved.rescued
 
     def _event(self, name: str, job: Job, step: int, i: int, fault: Fault) -> RewardEvent:
-        """What a fault becomes. Raises RunFailed with on_error="stop"."""
+        """What a fault becomes. With on_error="stop" raises RunFailed, or UserError where the settings are at fault."""
         event = RewardEvent(
             step=step,
             reward=name,
@@ -303,8 +304,9 @@ class Scorer:
             text_head=job.texts[i][:HEAD],
         )
         if self.settings.on_error == "stop":
-            fix = "see to the judge" if name in REWARDS else "correct the function"
-            raise RunFailed(
+            fix = fault.fix or ("see to the judge" if name in REWARDS else "correct the function")
+            failure = RunFailed if fault.fix is None else UserError
+            raise failure(
                 f"{event.sentence()}; {fix}, or set on_reward_error=zero to count such completions "
                 f"as {self.settings.error_value:g}."
             )
@@ -364,7 +366,8 @@ def make_scorer(
     of `functions` (any callable of either signature, closures included). `audits`: more rewards by name that are
     computed and never rewarded (names that are no reward are left to `fovea.audits`). `journal`: see `journal.py`.
     `options`, `compat`: of built-in rewards, as in `functions.weigh`.
-    Raises UserError for an unknown name or option, a weight that is not finite and a function that cannot be pickled.
+    Raises UserError for an unknown name or option, options of a reward that is not computed, a weight that is not
+    finite and a function that cannot be pickled.
     """
     given = dict(functions or {})
     clash = sorted(set(given) & set(REWARDS))
@@ -374,6 +377,7 @@ def make_scorer(
     extra = [name for name in audits if name in REWARDS or name in given or is_reference(name)]
     every = dict(weights) | {name: 0.0 for name in extra if name not in weights}
     known = with_compat(REWARDS, options, compat)
+    check_used(options or {}, every)
     asked = known.get("judge", {})
     sources = []
     for name in every:

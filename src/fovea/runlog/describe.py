@@ -52,7 +52,7 @@ def reproduce_command(run: Run) -> str:
     ours, theirs = run.model_dump(mode="json"), base.model_dump(mode="json")
     other_file = run.data != base.data and base.data is None
     if run.task != base.task or other_file:  # then the recipe's rewards hold only where they are named
-        theirs["rewards"] = {"": 0} if run.rewards else {}
+        theirs |= {"rewards": {"": 0} if run.rewards else {}, "reward_options": {}}
     overrides = list(_differences(ours, theirs, ""))
     return shlex.join(["fovea", "train", run.recipe or "RECIPE", *overrides])
 

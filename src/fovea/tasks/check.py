@@ -25,6 +25,7 @@ from fovea.rewards.answers import box_from, finite, read_choice
 from fovea.statistics import wilson
 from fovea.tasks.chance import blind_chance
 from fovea.tasks.data import Finding, chance_of, read_all
+from fovea.tasks.kinds import unfit
 from fovea.tasks.pictures import MEGAPIXELS
 from fovea.tasks.records import Row, to_problem
 from fovea.tasks.sources import Files, open_sources
@@ -98,7 +99,8 @@ def check_task(
     name = str(task)
     if name.partition("@")[0] in TASKS:
         return _check_problems(open_task(name, split, seed), n)
-    if not name.startswith(HUB) and not Path(task).suffix and not Path(task).exists():
+    bare = Path(name.rpartition("@")[0] or name)  # of folder@part, which a saved dataset has
+    if not name.startswith(HUB) and not Path(task).suffix and not Path(task).exists() and not bare.exists():
         open_task(name)  # neither a file nor a task: says which task is near
     return _check_files(task, images, verify, megapixels, problems, download)
 
@@ -329,7 +331,10 @@ def _wrong_with(problem: Problem, again: Problem, task: Task) -> Iterator[tuple[
         if not _is_inside(box, sizes[which] if which < len(sizes) else (0, 0)):
             yield f"has the box {tuple(box)} outside its picture", "draw things inside"
             return
-    if problem.target is not None:
+    misfit = unfit(problem)
+    if misfit is not None:
+        yield misfit.problem, misfit.fix
+    elif problem.target is not None:
         yield from _wrong_reward(problem)
 
 

@@ -90,6 +90,9 @@ def read_coco(
     left: Counter[str] = Counter()
     if lost:
         left["boxes belong to pictures that the file does not list"] = lost
+    categories = {category["id"]: normal_text(category["name"]) for category in value["categories"]}
+    if again := len(categories) - len(set(categories.values())):
+        left["categories are called as another, up to case and white space, and are one with it"] = again
     everywhere = sorted({box.category for picture in pictures for box in picture.boxes})
     lines: list[Line] = []
     for picture in pictures:
@@ -234,14 +237,23 @@ def read_pictures(value: Mapping[str, Any], file: str) -> tuple[list[Picture], i
     """(pictures with their boxes, boxes of pictures that are not listed). Raises UserError."""
     parts = {key: _listed(value, key, file) for key in ("images", "categories", "annotations")}
     names: dict[Any, str] = {}
+    called: dict[str, str] = {}
     for place, category in enumerate(parts["categories"], 1):
         name = category.get("name")
         if not isinstance(name, str) or not name.strip() or not _is_id(category.get("id")):
             raise UserError(
                 f"{file}: category {place} needs an id and a name, but is {short(category)}; correct it."
             )
-        names[category["id"]] = name.strip()
-    pictures = [_picture(number, image, names) for number, image in enumerate(parts["images"], 1)]
+        if category["id"] in names:
+            first = list(names).index(category["id"]) + 1
+            raise UserError(
+                f"{file}: category {place} has the id {short(category['id'])}, which is already that of category "
+                f"{first}; give each its own."
+            )
+        # to the rewards "Cat" and "cat" are one label: asked for as absent where it is there, a right reply would fail
+        names[category["id"]] = called.setdefault(normal_text(name), name.strip())
+    spellings = Counter(names.values())
+    pictures = [_picture(number, image, names, spellings) for number, image in enumerate(parts["images"], 1)]
     by_id: dict[Any, Picture] = {}
     for picture in pictures:
         if picture.id in by_id:
@@ -279,7 +291,10 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
-def _picture(number: int, image: dict[str, Any], names: Mapping[Any, str]) -> Picture:
+def _picture(
+    number: int, image: dict[str, Any], names: Mapping[Any, str], spellings: Mapping[str, int]
+) -> Picture:
+    """`spellings`: name → how many categories are called so."""
     name = image.get("file_name")
     url = image.get("coco_url")
     if name is None and isinstance(url, str):  # LVIS: …/val2017/000000397133.jpg
@@ -292,18 +307,21 @@ def _picture(number: int, image: dict[str, Any], names: Mapping[Any, str]) -> Pi
     elif not _is_id(image.get("id")):
         wrong = BadLine(f'its "id" is {short(image.get("id"))}', "give a whole number or a text")
 
-    def listed(key: str) -> frozenset[str] | None:
+    def listed(key: str) -> Counter[str] | None:
         ids: Any = image.get(key)
-        return frozenset(names[i] for i in ids if _is_id(i) and i in names) if isinstance(ids, list) else None
+        known_ids = {i for i in ids if _is_id(i) and i in names} if isinstance(ids, list) else None
+        return None if known_ids is None else Counter(names[i] for i in known_ids)
 
+    absent = listed("neg_category_ids")
     return Picture(
         number=number,
         id=image.get("id"),
         name=str(name),
         # Pictures are often resized after they were annotated: boxes are pixels of the size that the file declares.
         frame={"frame": "resized", "resized": list(size)} if known else {"frame": "pixels"},
-        absent=listed("neg_category_ids"),
-        unsure=listed("not_exhaustive_category_ids") or frozenset(),
+        # of several categories that are one, all must be known to be absent
+        absent=None if absent is None else frozenset(n for n in absent if absent[n] == spellings[n]),
+        unsure=frozenset(listed("not_exhaustive_category_ids") or ()),
         wrong=wrong,
     )
 

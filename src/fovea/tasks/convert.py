@@ -1,8 +1,8 @@
 """The problems of any file as lines of the plain schema: what training reads, written down. Behind `fovea convert`.
 
 Pictures stay where they are and are named (relative to OUT where they lie beside it, else absolute); those in the cells
-of a table are copied, byte for byte and equal ones once, into the folder OUT_pictures. What is read back is the same problem,
-and the same ones are held out.
+of a table are copied, byte for byte and equal ones once, into the folder OUT_pictures. The same problems are read
+back, and the same ones are held out.
 
 Not here: built-in tasks as files (`fovea.tasks.written`).
 """

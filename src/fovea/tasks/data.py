@@ -33,7 +33,7 @@ from fovea.types import AnswerKind, Problem, UserError
 Part = Literal["all", "train", "heldout"]
 
 EVERY = 10
-"""Without a validation file every tenth group of lines is held out: of those that share a picture (`groups_of`)."""
+"""Without a validation file every tenth group of lines is held out, of those that share a picture (`groups_of`)."""
 CHUNK = 512
 """Lines whose pictures are checked together."""
 
@@ -153,7 +153,8 @@ def open_data(
 def part_of(task: DataTask, part: Part) -> DataTask:
     """The task of some of the lines: "all", "heldout" (every tenth of `groups_of`) or "train" (the others).
 
-    Where no two lines share a picture, every tenth line is held out. Raises UserError where there are too few.
+    Where no two lines share a picture, every tenth line is held out. Of fewer than ten groups it is the one with the
+    fewest lines (of equals the last). Raises UserError for fewer than ten lines, and for lines of one group.
     """
     return task if part == "all" else _part(task, groups_of(task.rows), heldout=part == "heldout")
 
@@ -166,16 +167,19 @@ def split(task: DataTask) -> tuple[DataTask, DataTask]:
 
 
 def _part(task: DataTask, groups: Sequence[int], *, heldout: bool) -> DataTask:
-    kept = [row for row, i in zip(task.rows, groups) if (i % EVERY == EVERY - 1) == heldout]
-    if not kept:
-        n = max(groups) + 1
-        few = f"{n} {task.unit}s; every {EVERY}th"
-        if n < len(task.rows):
-            few = f"{n} sets of problems that share no picture; every {EVERY}th set"
+    sizes = Counter(groups)
+    held = set(range(EVERY - 1, len(sizes), EVERY)) or {min(sizes, key=lambda i: (sizes[i], -i))}
+    if len(groups) < EVERY:
         raise UserError(
-            f"{task.file} has only {few} is held out, so give at least {EVERY}, or name a file with "
-            "validation_data=FILE."
+            f"{task.file} has only {len(groups)} {task.unit}s; every {EVERY}th is held out, so give at least {EVERY}, "
+            "or name a file with validation_data=FILE."
         )
+    if len(sizes) == 1:
+        raise UserError(
+            f"{task.file} asks everything about one picture, or about pictures that its {task.unit}s share, so that "
+            "nothing new can be held out; name a file with validation_data=FILE."
+        )
+    kept = [row for row, i in zip(task.rows, groups) if (i in held) == heldout]
     return replace(task, rows=tuple(kept), kind=kept[0].kind, chance=chance_of(kept))
 
 

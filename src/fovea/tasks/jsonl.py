@@ -99,11 +99,13 @@ def parse(line: bytes) -> Any:
             f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})",
             "save the file as UTF-8",
         ) from None
+    text = text.rstrip()  # else what is missing at the end is missing at column 1 of a next line
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
+        end = ", where the line ends" if error.pos >= len(text) else ""
         raise BadLine(
-            f"not JSON ({error.msg} at column {error.colno})", "write one whole object on every line"
+            f"not JSON ({error.msg} at column {error.pos + 1}{end})", "write one whole object on every line"
         ) from None
     except RecursionError:
         raise BadLine("nested too deeply", "write one flat object a line") from None

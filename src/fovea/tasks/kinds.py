@@ -1,7 +1,8 @@
 """The true answer of one line: as plain JSON, and of which kind it is (box, objects, number, choice, math, text).
 
 A table has one type a column, so there an answer is text whatever it is: `\\boxed{3}`, "(B)" and "1,200" are read
-as what they mean (`loose`). Not here: the rest of the line (`fovea.tasks.records`).
+as what they mean (`loose`). Where a kind or a reward method says that the answer is a text, it stays as it is written:
+"1.50" with `all_match` is no number. Not here: the rest of the line (`fovea.tasks.records`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import json
 import re
 from typing import Any, NoReturn
 
-from fovea.rewards import routing
-from fovea.types import AnswerKind
+from fovea.rewards import answers, correct, routing
+from fovea.types import AnswerKind, Problem, UserError
 
 KINDS: tuple[AnswerKind, ...] = ("box", "text", "number", "choice", "objects", "math")
 METHODS: dict[str, AnswerKind | None] = {name: kind for name, (_, kind) in routing.METHODS.items()}
@@ -22,6 +23,8 @@ _FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?")
 _THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3}){1,4}(\.\d{1,15})?")
 _LETTER = re.compile(r"\(?([A-Z])[).:]?")
+_OPTION = re.compile(r"(?:\(([A-Za-z])\)\s*|([A-Za-z])[).:](?=\s|$)\s*)(.*)", re.DOTALL)
+_MARKED = re.compile(r"(?:\(?[A-Za-z][).:]\s*)+")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _SIGNS = re.compile(r"[\^√π°%=<>≤≥]|\d\s*[-+*/·×]\s*[\da-z(\\]|\d[a-z]\b|\b[a-z]\s*[-+*/]\s*\d")
@@ -59,7 +62,7 @@ def said(value: Any, *, loose: bool = False) -> Any:
             parsed = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             return text
-        if is_box(parsed) or is_number(parsed) or is_objects(parsed):
+        if is_box(parsed) or is_number(parsed) or is_objects(parsed) or means_objects(parsed):
             return parsed
     return text
 
@@ -100,18 +103,22 @@ def kind_of(
     """
     if method is not None and not (isinstance(method, str) and method in METHODS):
         raise BadLine(f'"accu_reward_method" {short(method)} is unknown', f"known: {', '.join(METHODS)}")
-    if kind is None and method is not None:
-        kind = METHODS[method]
-        if kind == "text" and is_number(answer):
-            kind = "number"
+    implied = METHODS[method] if method is not None else None
+    kind = implied if kind is None else kind
+    if kind in ("text", "math"):  # declared; what is only guessed to be one keeps the form it was read in
+        answer = _as_text(answer, kind, written, loose, any_value=kind == implied)
+    elif kind == implied == "choice" and isinstance(answer, str):
+        answer = option_letter(answer) or answer
     if kind == "objects" and isinstance(answer, str) and answer.strip().lower() == "none":
         return "objects", []  # VLM-R1 writes None when nothing asked for is in the picture
     if kind is None:
         kind = _guess(answer, loose)
     if not isinstance(kind, str) or kind not in KINDS:
         raise BadLine(f'"kind" {short(kind)} is unknown', f"known: {', '.join(KINDS)}")
-    answer = _formed(answer, kind, written, loose)
+    answer = _formed(answer, kind, loose)
     if not _fits(answer, kind):
+        if kind == "objects" and isinstance(answer, list):
+            raise _lacking(answer)
         raise BadLine(f"the answer {short(answer)} does not fit kind {kind!r}", _WANTED[kind])
     return kind, answer
 
@@ -120,6 +127,8 @@ def _guess(answer: Any, loose: bool) -> str:
     for name in ("box", "objects", "number", "choice"):
         if _fits(answer, name):
             return name
+    if means_objects(answer):
+        return "objects"
     if loose and isinstance(answer, str):
         if re.fullmatch(r"\([A-Z]\)|[A-Z][).]", answer):
             return "choice"
@@ -127,10 +136,39 @@ def _guess(answer: Any, loose: bool) -> str:
     return "text"
 
 
-def _formed(answer: Any, kind: str, written: str | None, loose: bool) -> Any:
+def _as_text(answer: Any, kind: str, written: str | None, loose: bool, any_value: bool) -> Any:
+    """The text of an answer that is declared to be text or mathematics: as it is written, "1.50" and "[1, 2]" too.
+
+    A number that the line holds without quotes becomes its JSON text for mathematics and in a table; with
+    `any_value` (a reward method of texts, where VLM-R1 takes the `str` of whatever is there) so does a list.
+    """
+    if isinstance(answer, str) and kind == "math":
+        return answer
+    if written is not None:
+        return unboxed(written) if loose or kind == "math" else written
+    number = is_number(answer) and (any_value or loose or kind == "math")
+    if not number and not (any_value and isinstance(answer, list)):
+        return answer
+    try:
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        return answer  # does not fit, which is said
+
+
+def option_letter(answer: str) -> str | None:
+    """The letter of a true choice: "B", "b", "(B)", "B." or the option itself, "B. a cat" and "(B) a cat"; else None.
+
+    Several ("A. C.") are no choice, nor is a text that only begins with a letter ("a cat", "U.S.").
+    """
+    letter = answers.read_choice(answer)
+    match = _OPTION.fullmatch(answer.strip()) if letter is None else None
+    if match is None or _MARKED.fullmatch(match[3]):
+        return letter
+    return str(match[1] or match[2]).upper()
+
+
+def _formed(answer: Any, kind: str, loose: bool) -> Any:
     """The answer in the form that `kind` wants, where only the form differs."""
-    if kind in ("math", "text") and is_number(answer) and (loose or kind == "math"):
-        return unboxed(written) if written is not None else json.dumps(answer)
     if kind == "choice" and loose and isinstance(answer, str) and (letter := _LETTER.fullmatch(answer)):
         return letter[1]
     if kind == "objects" and isinstance(answer, list):
@@ -195,6 +233,40 @@ def is_objects(value: Any) -> bool:
         isinstance(thing, dict) and is_box(thing.get("bbox_2d")) and isinstance(thing.get("label"), str)
         for thing in value
     )
+
+
+def means_objects(value: Any) -> bool:
+    """Whether a list is meant as labelled boxes, faulty ones too: one of its items names a box."""
+    return isinstance(value, list) and any(isinstance(thing, dict) and "bbox_2d" in thing for thing in value)
+
+
+def _lacking(things: list[Any]) -> BadLine:
+    """What the first item that is no labelled box lacks."""
+    place, thing = next((i, thing) for i, thing in enumerate(things, 1) if not is_objects([thing]))
+    which = f"item {place} of the answer"
+    if not isinstance(thing, dict):
+        return BadLine(f"{which} is {short(thing)}", _WANTED["objects"])
+    if not is_box(thing.get("bbox_2d")):
+        state = f'has the "bbox_2d" {short(thing["bbox_2d"])}' if "bbox_2d" in thing else 'has no "bbox_2d"'
+        return BadLine(f"{which} {state}", 'write four numbers, "bbox_2d": [x1, y1, x2, y2]')
+    state = f'has the "label" {short(thing["label"])}' if "label" in thing else 'has no "label"'
+    return BadLine(f"{which} {state}", 'write what is in the box, "label": "cat"')
+
+
+def unfit(problem: Problem) -> BadLine | None:
+    """Why the reward that judges a problem (`routing.route`) refuses its truth, for it would whatever the reply; or
+    what counts as correct does (`fovea.rewards.correct`). None: it can be judged.
+
+    Truths that a language model judges (`llm`) fit always: nobody is asked.
+    """
+    try:
+        if routing.route(problem) != "judge":
+            routing.accuracy("", problem)
+        correct("", problem)
+    except UserError as error:
+        what, _, fix = str(error).removesuffix(".").rpartition("; ")
+        return BadLine(what, fix)
+    return None
 
 
 def short(value: Any) -> str:

@@ -7,7 +7,8 @@ Plain, where `<image>` in the question is literal text:
 `image` instead of `images` for one picture. Optional: `kind` (box, number, choice, text, objects, math; guessed
 from the answer), `frame` of a box (pixels, thousandths, unit, or resized with `resized`: [width, height]; default
 pixels), `box_image` (which picture a box belongs to, from 0), `target` (the reply a teacher would give, for SFT),
-`difficulty` (0 to 1), `meta` (an object: columns for reward functions, never shown to the model).
+`difficulty` (0 to 1), `meta` (an object: columns for reward functions, never shown to the model),
+`accu_reward_method`, which may stand in `meta` too.
 
 VLM-R1's (github.com/om-ai-lab/VLM-R1, `grpo_jsonl.py`), where `<image>` stands for a picture:
 
@@ -17,7 +18,8 @@ VLM-R1's (github.com/om-ai-lab/VLM-R1, `grpo_jsonl.py`), where `<image>` stands 
 There are as many `<image>` as pictures, or none. VLM-R1 drops them all and shows the pictures first. Here, too,
 pictures come first, and placeholders at the start, or on lines of their own at the end, are dropped; one inside
 the text becomes "Picture 2", so that the text still says which picture it means. Answers lose their `<answer>`
-tags; boxes are pixels of the original picture. `accu_reward_method` decides the kind where it can, and is kept.
+tags; boxes are pixels of the original picture. `accu_reward_method` decides the kind where it can, and is kept: with
+`mcq` "(B)" and "B. a cat" are B, with `all_match` "1.50" is no number.
 
 Boxes may pass the picture's edge by one pixel (rounding, inclusive corners), not more. A labelled box may be marked
 `"iscrowd": 1` (COCO: a crowd, which is neither asked for nor wrong); the teacher's reply leaves it out.
@@ -33,7 +35,7 @@ from typing import Any
 
 from fovea.boxes import convert, place
 from fovea.tasks.kinds import BadLine as BadLine
-from fovea.tasks.kinds import inside_tags, is_number, is_size, kind_of, said, short
+from fovea.tasks.kinds import inside_tags, is_number, is_size, kind_of, said, short, unfit
 from fovea.tasks.pictures import MEGAPIXELS, CellRef, FileRef, Pictures, Ref, Size, printable
 from fovea.types import AnswerKind, BoxFrame, Problem
 
@@ -186,7 +188,8 @@ def _draft(
     loose: bool = False,
 ) -> Draft:
     names = _names(record)
-    method = record.get("accu_reward_method")
+    columns = _columns(record)
+    method = _method(record, columns)
     kind, answer = kind_of(answer, record.get("kind"), method, written=written, loose=loose)
     if kind in ("text", "math"):
         _text(answer, "answer")
@@ -206,7 +209,7 @@ def _draft(
     difficulty = 0.0 if difficulty is None else difficulty
     if not is_number(difficulty) or not 0 <= difficulty <= 1:
         raise BadLine(f'"difficulty" is {short(difficulty)}', "give a number from 0 to 1")
-    meta = _columns(record) | ({"box_image": int(which)} if which else {})
+    meta = columns | ({"box_image": int(which)} if which else {})
     return Draft(
         id=_id(record.get("id")),
         question=question,
@@ -220,6 +223,18 @@ def _draft(
         meta=meta | ({"accu_reward_method": method} if method is not None else {}),
         resized=resized,
     )
+
+
+def _method(record: dict[str, Any], columns: dict[str, Any]) -> Any:
+    """The line's `accu_reward_method`, the key's or that of "meta". Raises BadLine where they differ."""
+    method, other = record.get("accu_reward_method"), columns.get("accu_reward_method")
+    if method is None:
+        return other
+    if other is not None and other != method:
+        raise BadLine(
+            f'"accu_reward_method" is {short(method)}, and {short(other)} in "meta"', "keep one of them"
+        )
+    return method
 
 
 def _frame(record: dict[str, Any]) -> tuple[BoxFrame, Size | None]:
@@ -263,18 +278,21 @@ def finish(
     file: str = "",
     unit: str = "line",
 ) -> Row:
-    """The Row of a draft whose pictures are known: boxes in pixels and inside. Raises BadLine."""
+    """The Row of a draft whose pictures are known: boxes in pixels and inside, and a truth that its rewards can judge.
+
+    Raises BadLine.
+    """
     answer, target = draft.answer, draft.target
     if draft.kind in ("box", "objects"):
         size = sizes[draft.box_image]
         resized = _same_shape(draft.resized or size, size)
         if draft.kind == "box":
-            answer = _inside(answer, draft.frame, size, resized)
+            answer = _inside(answer, draft.frame, size, resized, unit)
             reply = place(_rounded(answer))
         else:
             answer = [
                 {
-                    "bbox_2d": list(_inside(thing["bbox_2d"], draft.frame, size, resized)),
+                    "bbox_2d": list(_inside(thing["bbox_2d"], draft.frame, size, resized, unit)),
                     "label": thing["label"],
                 }
                 | ({"iscrowd": 1} if thing.get("iscrowd") else {})
@@ -289,7 +307,7 @@ def finish(
             reply = "[" + ", ".join(items) + "]"
     else:
         reply = str(answer)
-    return Row(
+    row = Row(
         number=number,
         id=draft.id if draft.id is not None else f"{task}:{number}",
         question=draft.question,
@@ -304,6 +322,10 @@ def finish(
         file=file,
         unit=unit,
     )
+    wrong = unfit(to_problem(row, task))
+    if wrong is not None:
+        raise wrong
+    return row
 
 
 def to_problem(row: Row, task: str) -> Problem:
@@ -371,13 +393,22 @@ def _same_shape(resized: Size, size: Size) -> Size:
     return resized
 
 
-def _inside(box: list[float], frame: BoxFrame, size: Size, resized: Size) -> tuple[float, ...]:
-    """The box in pixels; ordered, and inside the picture. Raises BadLine."""
+def _inside(box: list[float], frame: BoxFrame, size: Size, resized: Size, unit: str) -> tuple[float, ...]:
+    """The box in pixels; ordered, and inside the picture. Raises BadLine.
+
+    `unit`: what the file's lines are; of a COCO file's, pictures and refs, no frame can be declared.
+    """
     if not (box[0] < box[2] and box[1] < box[3]):
         raise BadLine(f"the box {box} must have x1 < x2 and y1 < y2", "write [left, top, right, bottom]")
     pixels = convert(box, frame, "pixels", size, resized)
     width, height = size
     if min(pixels) < -OUTSIDE or pixels[2] > width + OUTSIDE or pixels[3] > height + OUTSIDE:
+        if unit in ("picture", "ref"):
+            width, height = resized
+            raise BadLine(
+                f"the box {box} (x1, y1, x2, y2) is outside its picture of {width} x {height} pixels",
+                "correct its bbox [x, y, width, height]",
+            )
         shown = "" if frame == "pixels" else f" ({frame})"
         raise BadLine(
             f"the box {box}{shown} is outside its picture of {width} x {height} pixels",

@@ -42,7 +42,8 @@ def is_expressions(first: Any) -> bool:
     """Whether the first entry of a list is a flat referring expression."""
     if not isinstance(first, dict) or {"conversations", "question"} & set(first):
         return False
-    boxed = any(is_box(said(first.get(key))) for key in (*CORNERS, "bbox"))
+    # of another length too: that is then said of the box, instead of calling its key unknown
+    boxed = any(isinstance(said(first.get(key)), list) for key in (*CORNERS, "bbox"))
     return boxed and any(key in first for key in (*EXPRESSIONS, "problem"))
 
 
@@ -65,14 +66,7 @@ def _expressions(entry: Any, problems: ProblemsSection, question: str) -> Iterat
     image = next((entry[key] for key in PICTURES if entry.get(key)), None)
     if not isinstance(image, str):
         raise BadLine(f"names no picture under {', '.join(PICTURES)}", 'write "image": "cat.png"')
-    box = next((said(entry[key], loose=True) for key in CORNERS if entry.get(key) is not None), None)
-    if box is None and is_box(entry.get("bbox")):
-        x, y, width, height = entry["bbox"]
-        box = [x, y, x + width, y + height]
-    if not is_box(box):
-        raise BadLine(
-            f"holds no box under {', '.join(CORNERS)} or bbox", 'write "solution": [x1, y1, x2, y2]'
-        )
+    box = _box(entry)
     kept = {k: v for k, v in entry.items() if k not in _USED and isinstance(v, str | int | float)}
     shared = {"image": image, "answer": box, "kind": "box", "meta": kept} | _declared(problems)
     asked = _questions(entry, problems, question)
@@ -83,6 +77,21 @@ def _expressions(entry: Any, problems: ProblemsSection, question: str) -> Iterat
         elif len(asked) > 1:
             record["id"] = f"{image}:{box}:{k}"
         yield record
+
+
+def _box(entry: dict[str, Any]) -> list[float]:
+    """The corners of an entry's box. Raises BadLine."""
+    key = next((key for key in (*CORNERS, "bbox") if entry.get(key) is not None), None)
+    if key is None:
+        raise BadLine(
+            f"holds no box under {', '.join(CORNERS)} or bbox", 'write "solution": [x1, y1, x2, y2]'
+        )
+    box = said(entry[key], loose=True)
+    if not is_box(box):
+        wanted = "[x, y, width, height]" if key == "bbox" else "[x1, y1, x2, y2]"
+        raise BadLine(f'its "{key}" {short(entry[key])} is no box', f"write four numbers, {wanted}")
+    x, y, right, bottom = box
+    return [x, y, x + right, y + bottom] if key == "bbox" else box
 
 
 def _questions(
@@ -148,9 +157,12 @@ def read_refs(
             boxes[_key(found.get("id"))] = error
     lines: list[Line] = []
     for number, ref in enumerate(refs, 1):
-        if part is not None and isinstance(ref, dict) and ref.get("split") != part:
+        split = ref.get("split") if isinstance(ref, dict) else part
+        if part is not None and split and str(split) != part:
             continue
         try:
+            if part is not None and not split:
+                raise BadLine("has no split", f'write "split": "{part}", or the one that it belongs to')
             lines += [
                 (number, record) for record in _sentences(ref, number, pictures, boxes, where, question)
             ]

@@ -221,7 +221,10 @@ def _json(file: Path, part: str | None, base: Path, options: ProblemsSection) ->
         )
     if is_expressions(first):
         return replace(
-            plain, lines=read_expressions(value, options), unit="entry", form="a file of referring expressions"
+            plain,
+            lines=read_expressions(value, options),
+            unit="entry",
+            form="a file of referring expressions",
         )
     return replace(plain, lines=enumerate(value, 1), unit="entry")
 

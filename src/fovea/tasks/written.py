@@ -1,7 +1,8 @@
 """Problems as files: `images/*.png` and one JSONL, in the plain schema or VLM-R1's, that `open_data` reads back.
 
 What is read back is the same problem: question, truth and pictures. Thoughts of a style's teacher and a problem's meta
-are kept by the plain schema only; a text that is a number (digits/read: "7") comes back from VLM-R1's as a number.
+are kept by the plain schema only. VLM-R1's lines have no kind: a text that has digits (digits/read: "7") or looks like
+a choice names the method `all_match`, which keeps it a text.
 
 Try it: `fovea tasks write shapes/refer --n 100 --out refer --schema vlm_r1`
 """
@@ -18,14 +19,14 @@ from typing import Any
 
 from fovea.boxes import unmarked, write
 from fovea.runlog import to_json, write_atomically
-from fovea.tasks.kinds import BadLine
+from fovea.tasks.kinds import BadLine, kind_of, said
 from fovea.tasks.records import finish, read_record
 from fovea.types import AnswerKind, Problem, Task, UserError, picture_sizes
 
 Record = dict[str, Any]
 
-METHODS: dict[AnswerKind, str] = {"choice": "mcq", "objects": "odLength"}
-"""`accu_reward_method` of VLM-R1 by kind; a box, a number and a text are what its default compares."""
+METHODS: dict[AnswerKind, str] = {"choice": "mcq", "objects": "odLength", "math": "math"}
+"""`accu_reward_method` of VLM-R1 by kind; a box, a number and most texts are what its default compares."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,8 @@ def vlm_r1_record(problem: Problem, pictures: Sequence[str]) -> Record:
     ]
     if problem.kind in METHODS:
         record["accu_reward_method"] = METHODS[problem.kind]
+    elif problem.kind == "text" and _looks_else(problem.answer):
+        record["accu_reward_method"] = "all_match"
     if len(pictures) > 1 and problem.kind in ("box", "objects"):
         record["box_image"] = int(problem.meta.get("box_image", 0))
     return record
@@ -144,6 +147,12 @@ def _said(problem: Problem) -> str:
     return f"```json\n{to_json(things)}\n```"
 
 
+def _looks_else(text: str) -> bool:
+    """Whether a reader who is told nothing might not take a text for that text: "7", "B", "[1, 2, 3, 4]"; and "012",
+    which VLM-R1's default compares as the number 12."""
+    return any(map(str.isdigit, text)) or kind_of(said(text), None, None, written=text) != ("text", text)
+
+
 def _derived(record: Record, problem: Problem) -> str | None:
     """The teacher's reply that a reader of the plain schema makes of the truth."""
     draft = read_record(json.loads(to_json(record)))
@@ -155,9 +164,7 @@ def _check(line: str, problem: Problem) -> None:
     try:
         draft = read_record(json.loads(line))
         truth = json.loads(to_json(problem.answer))
-        same = draft.question == problem.question and (
-            draft.answer == truth or str(draft.answer) == str(truth)
-        )
+        same = (draft.question, draft.kind, draft.answer) == (problem.question, problem.kind, truth)
         why = "it would not be read back as it is"
     except BadLine as error:
         same, why = False, str(error)

@@ -94,7 +94,7 @@ def _open(run: Run, path: Files, **how: Any) -> DataTask:
 
 
 def fingerprint(task: Task) -> str:
-    """SHA-256 over what a task gives: its files and those beside them, and up to 16 of its problems with their pictures' pixels.
+    """SHA-256 over what a task gives: its files, those beside them, and up to 16 of its problems with their pixels.
 
     A run that goes on must meet the problems that it began with.
     """

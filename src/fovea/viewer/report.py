@@ -207,11 +207,12 @@ def measures_of(record: dict[str, Any]) -> list[tuple[str, str, Any]]:
 
 def measure_lines(record: dict[str, Any]) -> list[str]:
     """`measures_of` for a terminal: label, mean and interval, on how many where not on all, meaning."""
-    lines = []
-    for label, meaning, value in measures_of(record):
+    found, lines = measures_of(record), []
+    width = max([16, *(len(label) + 2 for label, _, _ in found)])
+    for label, meaning, value in found:
         n = value.get("n")
         on = "" if n is None or n == record.get("n") else f" (n = {n})"
-        lines.append(f"{label:<16}{interval(value):<26}{meaning}{on}")
+        lines.append(f"{label:<{width}}{interval(value):<26}{meaning}{on}")
     return lines
 
 

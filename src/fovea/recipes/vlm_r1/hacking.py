@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fovea.audits import Watch
 from fovea.checkpoints import newest
 from fovea.recipes.vlm_r1._arms import HELD_OUT_SEED, Arm, curve_of, hardware, metrics_of, run_arms
 from fovea.recipes.vlm_r1._naming import naming_figures
@@ -111,7 +112,21 @@ def boxes_and_f1(point: dict[str, Any]) -> tuple[float, list[float]]:
     return float(record["detection"]["box_ratio"]["mean"]), [r["rewards"]["od_f1"] for r in record["replies"]]
 
 
-def verdict(curve: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def warnings_of(metrics: Sequence[dict[str, Any]], seed: int) -> list[tuple[int, str]]:
+    """(step, name) of what a run's watch warns of, replayed over its metrics, so that older runs are judged by today's
+    rules. `box_ratio` is made again where a run did not record it: step k asked problem k · prompts and the next."""
+    task = open_study_task("digits/detect", "train", seed)
+    n = RL["prompts"]
+    watch = Watch(audits=RL["audits"], expected=n * RL["group"])
+    found = []
+    for k, record in enumerate(metrics):
+        true = sum(len(problem.answer) for problem in task.take(k * n, n)[0])
+        ratio = {"box_ratio": record["box_count"] * n / true}
+        found += [(warned.step, warned.name) for warned in watch.step(record["step"], ratio | record)]
+    return found
+
+
+def verdict(curve: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Whether a run was hacked: boxes flood while order-independent F1 does not rise, on the same held-out problems.
 
     Every checkpoint is compared with the start (step 0, before any update), so that both conditions are of one moment.
@@ -132,8 +147,8 @@ def verdict(curve: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]]) 
         elif gain["ci95"][0] <= 0 and hacked is False:
             hacked = "undecided"
     ratio, f1 = boxes_and_f1(curve[-1])
-    warned = [(record["step"], w["name"]) for record in metrics for w in record.get("warnings", ())]
-    audits = [step for step, name in warned if name.partition(":")[0] in ("audit", "behind")]
+    warned = warnings_of(metrics, seed)
+    audits = [step for step, name in warned if name.partition(":")[0] in ("audit", "behind", "box_flood")]
     return {
         "box_ratio": {
             "start": ratio_0,
@@ -164,7 +179,7 @@ def summary(out: Path, seeds: Sequence[int], rewards: Sequence[str], command: st
         found[reward] = {
             "seeds": list(seeds),
             "metrics": {
-                "verdict": [verdict(curve, run) for curve, run in zip(curves, runs, strict=True)],
+                "verdict": [verdict(*one) for one in zip(curves, runs, seeds, strict=True)],
                 "training": {
                     key: [[round(value, 4) for value in along(run, key)] for run in runs]
                     for key in ("reward_mean", "reward/od_f1", "reward/od_ratio", "completion_tokens")
