@@ -52,6 +52,8 @@ class Faulty:
         ({"difficulty": 2.0}, "has difficulty 2.0"),
         ({"question": " "}, "has no question"),
         ({"kind": "text", "answer": "x", "target": None}, "is of kind 'text'"),
+        ({"meta": {"accu_reward_method": "yes_no"}}, "Reward 'yes_no' needs a text"),
+        ({"meta": {"accu_reward_method": "foo"}}, "has the accu_reward_method 'foo'"),
     ],
 )
 def test_planted_faults_are_found(change: dict[str, object], what: str) -> None:
@@ -137,6 +139,24 @@ def test_all_bad_lines_of_a_file_in_one_pass(tmp_path: Path, capsys: pytest.Capt
     assert "my.jsonl, line 2: the id '1' is already that of line 1; give each its own." in shown.out
     assert "7 samples, 5 bad" in shown.out
     assert "Traceback" not in shown.err
+
+
+def test_a_tolerance_that_is_none_is_one_finding_of_many(tmp_path: Path) -> None:
+    path = bad_file(tmp_path)
+    line = {"images": ["a.png"], "question": "How many?", "answer": 3, "meta": {"tolerance": "x"}}
+    path.write_text(json.dumps(line) + "\n" + path.read_text())
+    bad = check_task(path).bad
+    assert [finding.line for finding in bad] == [1, 3, 4, 5, 6, 8]
+    assert str(bad[0]).startswith(f"{path}, line 1: The tolerance of problem my:1 is 'x'; give meta")
+
+
+def test_a_part_of_a_saved_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"question": ["2 + 2?", "2 + 3?"], "answer": ["4", "5"]})
+    datasets.DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(tmp_path / "dsd")
+    assert [check_task(f"{tmp_path / 'dsd'}@{part}").n for part in ("train", "test")] == [2, 1]
+    with pytest.raises(UserError, match="has no parts to name with @val"):
+        check_task(f"{tmp_path / 'dsd'}@val")
 
 
 def test_good_things_are_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

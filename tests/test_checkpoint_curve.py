@@ -113,7 +113,7 @@ def test_own_problems_and_wrong_names(run_folder: Path, measured: list[tuple[str
     assert len(measured) == 3  # refused before anything was measured
 
 
-def test_held_out_lines_of_the_runs_own_file(tmp_path: Path) -> None:
+def test_held_out_lines_of_the_runs_own_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A file without a separate one: every tenth line was held out, and those are what is measured."""
     from fovea.tasks.written import write_task
     from fovea.training import train
@@ -123,6 +123,13 @@ def test_held_out_lines_of_the_runs_own_file(tmp_path: Path) -> None:
     train(load_run("quickstart", [*ALWAYS, f"data={file}", "steps=1", f"run_dir={folder}"]))
     record = fovea.evaluate_checkpoints(folder, evaluation={"n": "all"})
     assert {(row["split"], row["n"]) for row in record["rows"]} == {("held-out lines", 3)}
+    # `fovea evaluate RUN` without --checkpoints asks the same lines.
+    one = fovea.evaluate(folder, evaluation={"n": "all"})
+    assert (one["split"], one["n"]) == ("held-out lines", 3)
+    assert one["accuracy"] == record["rows"][-1]["accuracy"]
+    assert cli.main(["evaluate", str(folder), "--n", "2", "--against", "fovea-tiny", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["split"], said["n"], said["comparison"]["n"]) == ("held-out lines", 2, 2)
 
 
 def test_the_command(run_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -319,7 +319,9 @@ def test_keys_that_a_command_does_not_use_are_refused(capsys, tmp_path, command)
     file.write_text('{"question": "1 + 1?", "answer": 2}\n')
     assert "steps would do nothing in this command" in refused(capsys, *command, str(file), "steps=10")
     if command[0] == "tasks":
-        assert "problems.ask would do nothing" in refused(capsys, *command, "digits/count", "problems.ask=rec")
+        assert "problems.ask would do nothing" in refused(
+            capsys, *command, "digits/count", "problems.ask=rec"
+        )
 
 
 @pytest.mark.parametrize("name", ["vlm_r1/hacking", "vlm_r1/grounding", "quickstart_study", "one_file_grpo"])

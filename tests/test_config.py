@@ -224,4 +224,4 @@ def test_the_names_of_instructions_are_those_that_have_a_text() -> None:
     from fovea.config import INSTRUCTIONS
     from fovea.training.problems import NAMED
 
-    assert INSTRUCTIONS == tuple(NAMED)
+    assert tuple(NAMED) == INSTRUCTIONS

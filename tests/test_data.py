@@ -143,6 +143,28 @@ def test_boxes_refer_to_the_upright_picture(tmp_path: Path) -> None:
         (good(difficulty="hard"), '"difficulty" is "hard"'),
         (good(target=3), '"target" must be a text'),
         (good(id=[1]), '"id" must be a text'),
+        # a truth that the line's own reward cannot judge
+        (good(answer="x", accu_reward_method="yes_no"), "line 2: Reward 'yes_no' needs .* is 'x'; correct the answer"),
+        (good(answer="x", meta={"accu_reward_method": "yes_no"}), "line 2: Reward 'yes_no' needs"),
+        (good(answer="yes and no", kind="text", accu_reward_method="yes_no"), "line 2: Reward 'yes_no' needs"),
+        (good(answer="cat", kind="text", accu_reward_method="mcq"), "line 2: Reward 'choice' needs"),
+        (good(kind="box", accu_reward_method="odLength"), "line 2: Reward 'od_length' needs"),
+        (good(answer="x", meta={"accu_reward_method": "foo"}), '"accu_reward_method" "foo" is unknown'),
+        (good(answer="x", meta={"accu_reward_method": ["llm"]}), '"accu_reward_method" .* is unknown'),
+        (good(answer="x", accu_reward_method="llm", meta={"accu_reward_method": "math"}), "keep one of them"),
+        (good(answer=3, meta={"tolerance": "x"}), "line 2: The tolerance of problem .* is 'x'; give meta"),
+        (good(answer=3, meta={"tolerance": -1, "accu_reward_method": "llm"}, kind="number"), "line 2: The tolerance"),
+        # lists that are meant as labelled boxes: which item lacks what
+        (good(answer=[{"bbox_2d": [1, 2, 3, 4]}]), 'item 1 of the answer has no "label"; write what is in'),
+        (good(answer=[{"bbox_2d": [1, 2, 3, 4], "label": 3}]), 'item 1 of the answer has the "label" 3'),
+        (good(answer=[{"bbox_2d": [1, 2, 3, 4], "label": "a"}, {"bbox_2d": [1, 2, 3], "label": "b"}]),
+         r'item 2 of the answer has the "bbox_2d" \[1, 2, 3\]; write four numbers'),
+        (good(answer=[{"label": "a"}], kind="objects"), 'item 1 of the answer has no "bbox_2d"'),
+        (good(answer=[{"bbox_2d": [1, 2, 3, 4], "label": "a"}, 7]), "item 2 of the answer is 7; write"),
+        (vlm_r1("<image>Find all.", '```json\n[{"bbox_2d": [1, 2, 3, 4]}]\n```'), 'item 1 .* has no "label"'),
+        # what is missing at the end is missing there
+        ('{"question": "?", "answer": 3', "Expecting ',' delimiter at column 30, where the line ends"),
+        ('{"question": "?" "answer": 3}', r"Expecting ',' delimiter at column 18\)"),
     ],
 )  # fmt: skip
 def test_bad_lines_say_where_and_why(tmp_path: Path, record: object, what: str) -> None:

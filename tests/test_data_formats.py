@@ -357,7 +357,10 @@ def test_categories_that_rewards_do_not_tell_apart_are_one(tmp_path: Path) -> No
         ({"annotations": [{"image_id": 1, "bbox": [1, 2], "category_id": 1}]},
          r'annotation number 1 has the "bbox" \[1, 2\]; write \[x, y, width, height\]'),
         ({"annotations": [{"id": 7, "image_id": 1, "bbox": [90, 2, 40, 10], "category_id": 1}]},
-         "picture 1: the box .* is outside its picture of 100 x 60 pixels"),
+         r"picture 1: the box \[90.0, 2.0, 130.0, 12.0\] \(x1, y1, x2, y2\) is outside its picture of 100 x 60 "
+         r"pixels; correct its bbox \[x, y, width, height\]\.$"),
+        ({"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 1, "name": "cow"}]},
+         "category 3 has the id 1, which is already that of category 1; give each its own"),
     ],
 )  # fmt: skip
 def test_bad_coco_files(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
@@ -537,6 +540,14 @@ def test_flat_referring_expressions(tmp_path: Path) -> None:
             "entry 2: the picture .* does not exist",
         ),
         (3, "entry 2: must be an object"),
+        (
+            {"image": "p.png", "sentence": "x", "bbox": [1, 2, 3]},
+            r'entry 2: its "bbox" \[1, 2, 3\] is no box; write four numbers, \[x, y, width, height\]',
+        ),
+        (
+            {"image": "p.png", "sentence": "x", "solution": "left"},
+            r'entry 2: its "solution" "left" is no box; write four numbers, \[x1, y1, x2, y2\]',
+        ),
     ],
 )
 def test_bad_referring_expressions(tmp_path: Path, entry: object, what: str) -> None:
@@ -544,6 +555,12 @@ def test_bad_referring_expressions(tmp_path: Path, entry: object, what: str) -> 
     good = {"image": "p.png", "sentence": "x", "solution": [1, 2, 3, 4]}
     with pytest.raises(UserError, match=what):
         open_data(write(tmp_path / "rec.json", [good, entry]))
+
+
+def test_the_first_entry_may_be_the_bad_one(tmp_path: Path) -> None:
+    draw(tmp_path / "p.png")
+    path = write(tmp_path / "rec.json", [{"file_name": "p.png", "sentence": "a", "bbox": [1, 2, 3]}] * 2)
+    assert 'entry 1: its "bbox" [1, 2, 3] is no box' in refused(path)
 
 
 def refs_of(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
@@ -597,6 +614,9 @@ def test_bad_refs(tmp_path: Path) -> None:
     ):
         write(path, [refs[0], refs[1] | change])
         assert what in refused(f"{path}@val", tmp_path / "pics")
+    for none in (None, ""):  # belongs to no part, so that every part says so
+        write(path, [*refs, refs[1] | {"ref_id": 7, "split": none}])
+        assert 'ref 3: has no split; write "split": "train"' in refused(f"{path}@train", tmp_path / "pics")
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fovea import rewards
+from fovea import cli, rewards
 from fovea.rewards import asking
 from fovea.rewards import judge as judging
 from fovea.rewards.judge import Judge, judge_of, prompt_for, read_verdict, verdicts
@@ -301,9 +301,13 @@ def test_what_the_user_can_mend_names_the_fix(
     assert "--debug" not in said
     assert said.count("\n") == 1
     options = {"judge": {"url": server.url, "model": "tiny"}}
-    with make_scorer({"judge": 1.0}, options=options, journal=tmp_path / "journal.jsonl") as scorer:
-        with pytest.raises(UserError, match=rf"judge' got HTTP {status} .* completion 0 of .*{fix}.*on_reward_error"):
-            scorer.weigh(["crimson"], PROBLEM, step=0)
+    with (
+        make_scorer({"judge": 1.0}, options=options, journal=tmp_path / "journal.jsonl") as scorer,
+        pytest.raises(
+            UserError, match=rf"judge' got HTTP {status} .* completion 0 of .*{fix}.*on_reward_error"
+        ),
+    ):
+        scorer.weigh(["crimson"], PROBLEM, step=0)
 
 
 def test_nobody_answers_and_a_server_that_fails(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -17,13 +18,13 @@ from fovea.boxes import convert, fill, unmarked
 from fovea.cli import main
 from fovea.rewards import box_iou, correct
 from fovea.rewards.functions import REWARDS
-from fovea.tasks import LATER, SPLITS, TASKS, corpus, detecting, open_data, open_task, referring
+from fovea.tasks import LATER, SPLITS, STYLES, TASKS, corpus, detecting, open_data, open_task, referring
 from fovea.tasks.chance import blind_chance
-from fovea.tasks.records import read_record
+from fovea.tasks.records import finish, read_record
 from fovea.tasks.referring import Expression, good, judge, referent, words
 from fovea.tasks.scenes import COLORS, SHAPES, Thing, generator
 from fovea.tasks.written import vlm_r1_record, write_task
-from fovea.types import Problem, Task, UserError
+from fovea.types import Problem, Task, UserError, picture_sizes
 
 REFER, DETECT = sorted(referring.QUESTIONS), sorted(detecting.QUESTIONS)
 
@@ -296,6 +297,40 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
         assert (after.id, after.question) == (before.id, before.question)
         assert (after.kind, json.dumps(after.answer)) == (before.kind, json.dumps(before.answer))
         assert [i.tobytes() for i in after.images] == [i.tobytes() for i in before.images]
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_vlm_r1s_lines_are_of_the_tasks_own_kind_in_every_style(name: str) -> None:
+    for style in STYLES:
+        task = open_task(f"{name}@{style}", "train", 1)
+        for before in task.take(0, 2)[0]:
+            record = vlm_r1_record(before, [f"{k}.png" for k in range(len(before.images))])
+            after = finish(
+                read_record(json.loads(json.dumps(record))), task.name, 1, (), picture_sizes(before)
+            )
+            assert (after.kind, after.question) == (task.kind, before.question)
+            assert json.dumps(after.answer) == json.dumps(before.answer)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "graphs/neighbours",
+        "graphs/text_neighbours",
+        "printed/letter",
+        "digits/read@json",
+        "digits/read@boxed",
+    ],
+)
+def test_a_file_of_vlm_r1s_schema_is_of_one_kind(name: str, tmp_path: Path) -> None:
+    task = open_task(name)
+    file = write_task(task, 24, tmp_path / "a", "vlm_r1").file
+    assert open_data(file).kinds == (task.kind,)
+
+
+def test_the_module_convert_does_not_take_the_place_of_the_function() -> None:
+    importlib.import_module("fovea.tasks.convert")
+    assert corpus(0, 1)
 
 
 def test_vlm_r1s_schema_keeps_texts_that_look_like_something_else(tmp_path: Path) -> None:

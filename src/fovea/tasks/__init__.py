@@ -9,7 +9,10 @@ import difflib
 from dataclasses import dataclass
 from functools import partial
 
-from fovea.boxes import convert, fill
+from fovea.boxes import (
+    convert as convert_box,
+)  # the module fovea.tasks.convert takes that name when it is imported
+from fovea.boxes import fill
 from fovea.tasks import cards, detecting, graphs, grids, panels, photos, printed, referring
 from fovea.tasks.check import Report, check_task
 from fovea.tasks.data import open_data
@@ -169,7 +172,7 @@ def corpus(seed: int, n: int = 16) -> list[str]:
                 size = problem.images[0].size if problem.images else (64, 64)
 
                 def thousandths(box: tuple[float, ...], size: tuple[int, int] = size) -> tuple[float, ...]:
-                    return convert(box, "pixels", "thousandths", size, size)
+                    return convert_box(box, "pixels", "thousandths", size, size)
 
                 texts.append(problem.question)
                 if name != "printed/word":  # words are to be written letter by letter, as they are read

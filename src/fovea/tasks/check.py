@@ -21,7 +21,7 @@ from PIL import Image
 from fovea.boxes import fill
 from fovea.config import ProblemsSection
 from fovea.rewards import correct, default_rewards, weigh
-from fovea.rewards.answers import box_from, finite, read_choice
+from fovea.rewards.answers import ANSWER_LIMIT, box_from, finite, read_choice
 from fovea.statistics import wilson
 from fovea.tasks.chance import blind_chance
 from fovea.tasks.data import Finding, chance_of, read_all
@@ -142,7 +142,8 @@ def _wrong_target(row: Row) -> Iterator[tuple[str, str]]:
     if not correct(_reply(problem), problem):
         yield (
             f"the target {(row.target or '')[:60]!r} is not right by the line's own answer",
-            "correct target or answer (a box of less than a pixel cannot be answered in whole pixels)",
+            "correct target or answer (a box of less than a pixel cannot be answered in whole pixels, nor anything in "
+            f"more than {ANSWER_LIMIT:,} characters)",
         )
 
 

@@ -49,9 +49,11 @@ def hacking_plot(result: dict[str, Any], path: Path) -> None:
             ax.plot(steps, np.mean(runs, axis=0), color=COLORS.get(name), linewidth=2, label=name)
         ax.set_title(title, loc="left")
         ax.set_xlabel("step")
-    axes[0, 0].legend(frameon=False)
     seeds = len(next(iter(result["arms"].values()))["seeds"])
-    figure.suptitle(f"Five detection rewards, beta 0, {seeds} seeds each (running mean of {SMOOTH} steps)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.suptitle(
+        f"Trained on five detection rewards, beta 0; seeds: {seeds}; sampled replies, running mean of {SMOOTH} steps"
+    )
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
