@@ -106,7 +106,7 @@ def size_starts(out: Path) -> list[Arm]:
         base = out / "sizes" / str(layers)
         if not (base / "model.safetensors").is_file():
             write_size(base, layers)
-        values = _with(SFT, 3e-4, model=str(base), steps=90, save_every=90)
+        values = _with(SFT, 3e-4, model=str(base), steps=90, save_every=90, rewards={"format": 1.0})
         arms.append(
             Arm(name=f"start-{layers}", seed=77, task="digits/start", values=values, measure={IN_DOMAIN: 384})
         )
