@@ -392,3 +392,40 @@ def test_the_embedded_model_after_reinforcement_learning(dtype: str, tmp_path: P
         assert plain[f"{name}_tokens"].tolist() == ours["tokens"].tolist()
         if dtype == "float32":
             assert_same(ours, plain, name, policy.bans(Sampling()))
+
+
+def test_one_command_from_vlm_r1s_file_to_an_exported_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`fovea train … data= images= --export` (README): trained, measured before and after, and loaded again."""
+    assert (
+        main(
+            [
+                "tasks",
+                "write",
+                "digits/locate",
+                "--n",
+                "20",
+                "--schema",
+                "vlm_r1",
+                "--out",
+                str(tmp_path / "d"),
+            ]
+        )
+        == 0
+    )
+    words = [
+        "train", "quickstart", f"data={tmp_path}/d/digits-locate.jsonl", f"images={tmp_path}/d", "steps=1",
+        "prompts=2", "group=2", "evaluation.samples=0", f"run_dir={tmp_path}/run", "threads=1",
+    ]  # fmt: skip
+    out = tmp_path / "model"
+    assert main([*words, "--export", str(out), "--quiet"]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["n"] == 2  # every tenth of 20
+    assert load_policy(str(out)).model.config.model_type == "qwen3_vl"
+    capsys.readouterr()
+    assert (
+        main([*words[:-2], f"run_dir={tmp_path}/other", "--export", str(out)]) == 2
+    )  # before anything is trained
+    assert f"The folder {out} is not empty; give a new folder." in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
