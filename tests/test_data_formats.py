@@ -13,18 +13,22 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+from transformers import AutoConfig
 
 from fovea import cli
 from fovea.config import ProblemsSection, Run, load_run
+from fovea.models import answers_untold
+from fovea.models.policy import TINY
 from fovea.models.rendering import asked
 from fovea.rewards import correct
 from fovea.rewards.answers import normal_text
-from fovea.tasks import check_task, open_data
+from fovea.tasks import check_task, open_data, open_task
 from fovea.tasks.check import _reply
 from fovea.tasks.coco import COUNT_QUESTION, OVD_QUESTION, REC_QUESTION
 from fovea.tasks.convert import write_plain
 from fovea.tasks.data import DataTask, groups_of, part_of, read_data, split
 from fovea.tasks.kinds import is_mathematical, said, unboxed
+from fovea.tasks.own import ProblemList
 from fovea.tasks.sources import named_files
 from fovea.training.problems import INSTRUCTIONS, NAMED, THINK, fingerprint, instruction_of, open_tasks
 from fovea.types import Problem, UserError
@@ -777,9 +781,38 @@ def test_instructions() -> None:
     assert instruction_of(Run(instruction="plain"), "math") == INSTRUCTIONS["math"]
     assert instruction_of(Run(instruction=""), "box") is None
     assert instruction_of(Run(), "box") is None
-    assert instruction_of(Run(data="x.jsonl"), "choice") == INSTRUCTIONS["choice"]
+    assert instruction_of(Run(data="x.jsonl", model="m"), "choice") == INSTRUCTIONS["choice"]
     assert instruction_of(Run(instruction="Say {question}!"), "box") == "Say {question}!"
     assert asked("Detect.", NAMED["think_first"]).endswith("</answer>\nDetect.")
+
+
+def test_a_model_that_knows_the_form_of_answers_is_not_told(tmp_path: Path) -> None:
+    """The mark is in config.json, which transformers keeps when it saves the model; an adapter names its base."""
+    for model in ("fovea-tiny", str(TINY)):
+        assert instruction_of(Run(data="x.jsonl", model=model), "box") is None
+        assert (
+            instruction_of(Run(data="x.jsonl", model=model, instruction="plain"), "box")
+            == INSTRUCTIONS["box"]
+        )
+    AutoConfig.from_pretrained(TINY).save_pretrained(tmp_path / "saved")
+    assert answers_untold(str(tmp_path / "saved"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    lora = {
+        "base_model_name_or_path": "fovea-tiny",
+        "peft_type": "LORA",
+        "r": 1,
+        "lora_alpha": 1,
+        "target_modules": "q_proj",
+    }
+    (adapter / "adapter_config.json").write_text(json.dumps(lora))
+    assert answers_untold(str(adapter))
+    for text in ("{}", "[]", "no JSON", '{"answers_untold": "yes"}'):
+        (tmp_path / "config.json").write_text(text)
+        assert not answers_untold(str(tmp_path))
+    problems = ProblemList(name="mine", problems=tuple(open_task("digits/locate", "train", 0).take(0, 2)[0]))
+    assert instruction_of(Run(), problems) is None
+    assert instruction_of(Run(model="another"), problems) == INSTRUCTIONS["box"]
 
 
 def test_several_kinds_need_a_reward_for_all_and_get_their_own_instruction(tmp_path: Path) -> None:
@@ -793,6 +826,11 @@ def test_several_kinds_need_a_reward_for_all_and_get_their_own_instruction(tmp_p
     )
     task, held, _ = open_tasks(run)
     assert instruction_of(run, task) is None
+    for problem in held.take(0, 5)[0]:
+        assert not problem.question.endswith(INSTRUCTIONS[problem.kind])  # fovea-tiny is told nothing
+    another = run.model_copy(update={"model": "m"})
+    task, held, _ = open_tasks(another)
+    assert instruction_of(another, task) is None
     for problem in held.take(0, 5)[0]:
         assert problem.question.endswith(f"\n{INSTRUCTIONS[problem.kind]}")
     think = run.model_copy(update={"instruction": "think"})

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText
 
+from fovea.models import load_policy
+from fovea.models.policy import TINY
 from fovea.recipes.vlm_r1._arms import Arm, curve_of, metrics_of, run_arms
 from fovea.recipes.vlm_r1._naming import naming, naming_figures
+from fovea.recipes.vlm_r1._sizes import write_size
 from fovea.recipes.vlm_r1._tasks import DIGITS, FLAWED, MIXTURES, open_study_task
 from fovea.recipes.vlm_r1.hacking import verdict
 from fovea.rewards import correct
@@ -120,3 +125,20 @@ def test_an_arm_is_run_measured_and_not_run_again(tmp_path: Path, capsys: pytest
     with pytest.raises(RuntimeError, match=r"The arm bad-seed0 failed; read .*arm\.log"):
         run_arms(tmp_path, [bad])
     assert "There is no task 'digits/detekt'" in (tmp_path / "bad-seed0" / "arm.log").read_text()
+
+
+def test_a_smaller_size_keeps_the_heaviest_units(tmp_path: Path) -> None:
+    """Half of the units: the outputs of each MLP are those of the whole one with the lighter half silenced."""
+    whole = AutoModelForImageTextToText.from_pretrained(TINY)
+    n = write_size(tmp_path / "half", 256)
+    half = load_policy(str(tmp_path / "half")).model
+    assert (
+        n == sum(p.numel() for p in whole.parameters()) - 4 * 3 * 256 * 256
+    )  # 4 layers, 3 matrices, 256 units of 256
+    x = torch.randn(5, 256, generator=torch.Generator().manual_seed(0))
+    for small, large in zip(half.model.language_model.layers, whole.model.language_model.layers, strict=True):
+        a, b = small.mlp, large.mlp
+        heavy = b.gate_proj.weight.norm(dim=1) * b.up_proj.weight.norm(dim=1) * b.down_proj.weight.norm(dim=0)
+        mask = heavy >= heavy.sort(descending=True).values[255]
+        silenced = b.down_proj((b.act_fn(b.gate_proj(x)) * b.up_proj(x)) * mask)
+        torch.testing.assert_close(a(x), silenced, rtol=1e-4, atol=1e-5)

@@ -22,7 +22,7 @@ from fovea.rewards.functions import is_reference
 from fovea.runlog import newest_model, read_run, run_folder, to_json
 from fovea.runlog.plain import jsonable
 from fovea.tasks import TASKS
-from fovea.tasks.own import ProblemList, check_own_task, problem_list, split_problems
+from fovea.tasks.own import check_own_task, problem_list, split_problems
 from fovea.types import Observer, Problem, Task, UserError
 
 RewardFunction = Callable[..., Any]
@@ -119,10 +119,6 @@ def train(
         values["data"] = values["validation_data"] = None
     run = _resolve(run_or_recipe, values)
     tasks = _own_tasks(run, task, validation) if own or validation is not None else None
-    if tasks is not None and isinstance(tasks[0], ProblemList) and run.instruction is None:
-        from fovea.training.problems import INSTRUCTIONS  # as for the problems of a file
-
-        run = run.model_copy(update={"instruction": INSTRUCTIONS.get(tasks[0].kind)})
     return _train(run, observers, tasks, functions, go_on=False)
 
 
@@ -219,15 +215,13 @@ def measure(
     what the record calls the problems.
     """
     from fovea.evaluation import evaluate as do
-    from fovea.training.problems import INSTRUCTIONS, at_most, instruction_of, open_model, open_to_measure
+    from fovea.training.problems import at_most, instruction_of, open_model, open_to_measure
 
     if split is None:
         split = "all lines" if run.data is not None else "own" if task is not None else run.evaluation.split
     task = open_to_measure(run) if task is None else task
     n = at_most(run.evaluation.n, task)
     instruction = instruction_of(run, task)
-    if run.instruction is None and isinstance(task, ProblemList):  # asked as `train` asks it
-        instruction = INSTRUCTIONS.get(task.kind)
     policy, engine = open_model(run) if model is None else model
     outcomes: list[Outcome] = []
     record = do(

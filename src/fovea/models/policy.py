@@ -6,6 +6,7 @@ rollout, scoring and update are one distribution. Try: `load_policy("fovea-tiny"
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,6 +300,22 @@ def load_policy(
         max_pixels=max_pixels,
         reply_tokens=reply_tokens,
     )
+
+
+def answers_untold(model: str) -> bool:
+    """Whether a model's config says that it writes answers in fovea's form without being told (`answers_untold`).
+
+    fovea-tiny was taught the form and never met an instruction: with one, 3 % of its boxes are right, without 68 %.
+    Models trained from it and their exports inherit the mark. A hub name is never looked up: False.
+    """
+    folder = TINY if model == "fovea-tiny" else Path(model)
+    if is_adapter(folder):
+        return answers_untold(section_of(folder)[0])
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("answers_untold") is True
 
 
 def find_model(model: str, download: bool = False) -> str:

@@ -12,9 +12,10 @@ import torch
 
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
-from fovea.models import Policy, load_policy
+from fovea.models import Policy, answers_untold, load_policy
 from fovea.tasks import open_data, open_task
 from fovea.tasks.data import DataTask, split
+from fovea.tasks.own import ProblemList
 from fovea.tasks.sources import Files, named_files
 from fovea.training.bad_samples import SCANNED
 from fovea.types import AnswerKind, Problem, Task, UserError
@@ -90,7 +91,8 @@ def _open(run: Run, path: Files, **how: Any) -> DataTask:
             f"{task.file} mixes answers of the kinds {', '.join(task.kinds)}, which have different rewards; set "
             "rewards.accuracy=1, which scores each problem by its own kind, or make a file for each kind."
         )
-    return replace(task, instructions=INSTRUCTIONS) if run.instruction in (None, "plain") else task
+    told = run.instruction == "plain" or (run.instruction is None and not answers_untold(run.model))
+    return replace(task, instructions=INSTRUCTIONS) if told else task
 
 
 def fingerprint(task: Task) -> str:
@@ -140,7 +142,8 @@ def first_of_each_kind(task: Task) -> list[Problem]:
 
 def instruction_of(run: Run, asked: Task | AnswerKind) -> str | None:
     """What is appended to each question, or put around its `{question}` (`fovea.models.rendering.asked`): the recipe's
-    text or the one it names (`NAMED`), else for a user's file how to write the answer.
+    text or the one it names (`NAMED`), else for a user's problems how to write the answer, unless the
+    model was taught that (`answers_untold`).
 
     `asked`: the task, or its kind. None for a task of several kinds whose questions say it themselves.
     """
@@ -148,7 +151,8 @@ def instruction_of(run: Run, asked: Task | AnswerKind) -> str | None:
         return None
     kind: AnswerKind = asked if isinstance(asked, str) else asked.kind
     if run.instruction is None:
-        return INSTRUCTIONS[kind] if run.data is not None else None
+        users = run.data is not None or isinstance(asked, ProblemList)
+        return INSTRUCTIONS[kind] if users and not answers_untold(run.model) else None
     if run.instruction == "plain":
         return INSTRUCTIONS[kind]
     return NAMED.get(run.instruction, run.instruction) or None

@@ -67,7 +67,9 @@ def new_tiny(seed: int) -> tuple[Any, Any]:
     processor = build_processor(
         FAMILY, tokenizer, patch_size=CELL // 2, min_pixels=32 * 32, max_pixels=320 * 320
     )
-    return random_model(model_config(FAMILY, tokenizer, **SIZES), seed), processor
+    config = model_config(FAMILY, tokenizer, **SIZES)
+    config.answers_untold = True  # fovea.models.answers_untold
+    return random_model(config, seed), processor
 
 
 def build_tiny(

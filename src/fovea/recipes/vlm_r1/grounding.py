@@ -102,13 +102,13 @@ def data_arms(rate: float, seeds: Sequence[int]) -> list[Arm]:
 def size_starts(out: Path) -> list[Arm]:
     """SFT that heals each size alike: half of it digits/locate, half descriptions."""
     arms = []
-    for layers in SIZES:
-        base = out / "sizes" / str(layers)
+    for width in SIZES:
+        base = out / "sizes" / str(width)
         if not (base / "model.safetensors").is_file():
-            write_size(base, layers)
+            write_size(base, width)
         values = _with(SFT, 3e-4, model=str(base), steps=90, save_every=90, rewards={"format": 1.0})
         arms.append(
-            Arm(name=f"start-{layers}", seed=77, task="digits/start", values=values, measure={IN_DOMAIN: 384})
+            Arm(name=f"start-{width}", seed=77, task="digits/start", values=values, measure={IN_DOMAIN: 384})
         )
     return arms
 
@@ -118,11 +118,11 @@ def size_arms(out: Path, rate: float, seeds: Sequence[int]) -> list[Arm]:
     starts = {start.name.rpartition("-")[2]: newest(out / start.folder / "run") for start in size_starts(out)}
     return [
         Arm(
-            name=f"size-{layers}", seed=seed, task=IN_DOMAIN, measure={IN_DOMAIN: 384, "printed/locate": 256},
+            name=f"size-{width}", seed=seed, task=IN_DOMAIN, measure={IN_DOMAIN: 384, "printed/locate": 256},
             values=_with(RL, rate, steps=SIZE_STEPS, save_every=SIZE_STEPS, model=f"{start}/model"),
         )
         for seed in seeds
-        for layers, start in starts.items()
+        for width, start in starts.items()
     ]  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def tables(result: dict[str, Any]) -> str:
         "| arm (60 steps; sizes 40) | start | end | printed/locate, start | end |",
         "|---|---|---|---|---|",
     ]
-    for name in ("rl", "digits-noisy", "digits-alone", *(f"size-{layers}" for layers in SIZES)):
+    for name in ("rl", "digits-noisy", "digits-alone", *(f"size-{width}" for width in SIZES)):
         label = {"rl": "clean", "digits-noisy": "30 % wrong truths", "digits-alone": "too easy: one digit"}
         cells = []
         for task in (IN_DOMAIN, "printed/locate"):
