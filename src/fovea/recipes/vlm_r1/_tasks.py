@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -100,32 +100,20 @@ DIGITS: Mapping[str, Ask] = {
 """Out of domain for who is trained on digits/locate; `digits/alone` is that task made too easy."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DigitTask:
-    """An endless task of one of `DIGITS`."""
-
-    name: str
-    split: Split
-    seed: int
-    kind: AnswerKind = "box"
-    chance: float = 0.03
-    size: None = None
-
-    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
-        return [self._problem(i) for i in range(cursor, cursor + n)], cursor + n
-
-    def _problem(self, i: int) -> Problem:
-        asked = DIGITS[self.name](generator("problem", self.name, self.split, self.seed, i), self.split)
-        return Problem(
-            id=f"{self.name}:{self.split}:{self.seed}:{i}", task=self.name, images=asked.images,
-            question=asked.question, answer=asked.answer, kind="box", target=f"<answer>{asked.said}</answer>",
-        )  # fmt: skip
+def _asked_digits(task: StudyTask, i: int) -> Problem:
+    """Problem i of one of `DIGITS`."""
+    asked = DIGITS[task.name](generator("problem", task.name, task.split, task.seed, i), task.split)
+    return Problem(
+        id=f"{task.name}:{task.split}:{task.seed}:{i}", task=task.name, images=asked.images,
+        question=asked.question, answer=asked.answer, kind="box", target=f"<answer>{asked.said}</answer>",
+    )  # fmt: skip
 
 
 # --- digits, detected among classes that are not there ----------------------------------------------------------------
 
 NONE_LISTED = 0.1
 """Share of the problems in which no listed digit is in the picture."""
+THINKS = 0.5
 
 
 def detect_digits(rng: np.random.Generator, split: Split) -> Asked:
@@ -160,31 +148,17 @@ def detect_digits(rng: np.random.Generator, split: Split) -> Asked:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DetectTask:
-    """An endless task of `detect_digits`; in a share of the problems, drawn by (seed, i), the teacher thinks first."""
-
-    name: str
-    split: Split
-    seed: int
-    thinks: float = 0.5
-    kind: AnswerKind = "objects"
-    chance: float = NONE_LISTED
-    size: None = None
-
-    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
-        return [self._problem(i) for i in range(cursor, cursor + n)], cursor + n
-
-    def _problem(self, i: int) -> Problem:
-        rng = generator("problem", self.name, self.split, self.seed, i)
-        asked = detect_digits(rng, self.split)
-        said = asked.said if asked.answer else "None"
-        thought = f"<think>{asked.thought}</think>" if rng.random() < self.thinks else ""
-        return Problem(
-            id=f"{self.name}:{self.split}:{self.seed}:{i}", task=self.name, images=asked.images,
-            question=asked.question, answer=asked.answer, kind="objects", meta=asked.meta,
-            target=f"{thought}<answer>{said}</answer>",
-        )  # fmt: skip
+def _detected(task: StudyTask, i: int) -> Problem:
+    """Problem i of `detect_digits`; the teacher thinks first in the share `THINKS`, drawn by (seed, i)."""
+    rng = generator("problem", task.name, task.split, task.seed, i)
+    asked = detect_digits(rng, task.split)
+    said = asked.said if asked.answer else "None"
+    thought = f"<think>{asked.thought}</think>" if rng.random() < THINKS else ""
+    return Problem(
+        id=f"{task.name}:{task.split}:{task.seed}:{i}", task=task.name, images=asked.images,
+        question=asked.question, answer=asked.answer, kind="objects", meta=asked.meta,
+        target=f"{thought}<answer>{said}</answer>",
+    )  # fmt: skip
 
 
 # --- mixtures and flawed problems -----------------------------------------------------------------------------------
@@ -199,58 +173,54 @@ FLAWED: Mapping[str, float] = {"digits/noisy": 0.3}
 """digits/locate with this share of truths that are the box of nothing asked for: that of another problem."""
 
 
+def _mixed(task: StudyTask, i: int) -> Problem:
+    """Problem i of one of several tasks, drawn by (seed, i)."""
+    shares = MIXTURES[task.name]
+    place_in = np.random.default_rng([task.seed, SPLITS.index(task.split), i])
+    name = str(place_in.choice(list(shares), p=list(shares.values())))
+    return open_study_task(name, task.split, task.seed).take(i, 1)[0][0]
+
+
+def _noisy(task: StudyTask, i: int) -> Problem:
+    """digits/locate with wrong truths in a share of the problems, drawn by (seed, i)."""
+    clean = open_task("digits/locate", task.split, task.seed)
+    problem, other = (clean.take(at, 1)[0][0] for at in (i, i + 500_000))
+    if np.random.default_rng([task.seed, 7, i]).random() >= FLAWED[task.name]:
+        return problem
+    return replace(problem, answer=other.answer, target=other.target)
+
+
+# --- the tasks ------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mixture:
-    """Problem i is problem i of one of several tasks, drawn by (seed, i)."""
+class StudyTask:
+    """An endless task: problem i is `make(task, i)`, by (name, split, seed, i) alone."""
 
     name: str
     split: Split
     seed: int
     kind: AnswerKind
-    chance: float = 0.0
+    chance: float
+    make: Callable[[StudyTask, int], Problem]
     size: None = None
 
     def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
-        return [self._problem(i) for i in range(cursor, cursor + n)], cursor + n
-
-    def _problem(self, i: int) -> Problem:
-        shares = MIXTURES[self.name]
-        place_in = np.random.default_rng([self.seed, SPLITS.index(self.split), i])
-        name = str(place_in.choice(list(shares), p=list(shares.values())))
-        return open_study_task(name, self.split, self.seed).take(i, 1)[0][0]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Noisy:
-    """digits/locate with wrong truths in a share of the problems, drawn by (seed, i)."""
-
-    name: str
-    split: Split
-    seed: int
-    kind: AnswerKind = "box"
-    chance: float = 0.03
-    size: None = None
-
-    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
-        return [self._problem(i) for i in range(cursor, cursor + n)], cursor + n
-
-    def _problem(self, i: int) -> Problem:
-        task = open_task("digits/locate", self.split, self.seed)
-        problem, other = (task.take(at, 1)[0][0] for at in (i, i + 500_000))
-        if np.random.default_rng([self.seed, 7, i]).random() >= FLAWED[self.name]:
-            return problem
-        return replace(problem, answer=other.answer, target=other.target)
+        return [self.make(self, i) for i in range(cursor, cursor + n)], cursor + n
 
 
 def open_study_task(name: str, split: Split, seed: int) -> Task:
     """Any task of the studies, or a built-in one. Raises UserError for an unknown name."""
+    kind: AnswerKind = "box"
     if name in DIGITS:
-        return DigitTask(name=name, split=split, seed=seed)
-    if name == "digits/detect":
-        return DetectTask(name=name, split=split, seed=seed)
-    if name in FLAWED:
-        return Noisy(name=name, split=split, seed=seed)
-    if name in MIXTURES:
+        make, chance = _asked_digits, 0.03
+    elif name == "digits/detect":
+        make, kind, chance = _detected, "objects", NONE_LISTED
+    elif name in FLAWED:
+        make, chance = _noisy, 0.03
+    elif name in MIXTURES:
         first = next(iter(MIXTURES[name]))
-        return Mixture(name=name, split=split, seed=seed, kind=open_study_task(first, split, seed).kind)
-    return open_task(name, split, seed)
+        make, kind, chance = _mixed, open_study_task(first, split, seed).kind, 0.0
+    else:
+        return open_task(name, split, seed)
+    return StudyTask(name=name, split=split, seed=seed, kind=kind, chance=chance, make=make)
