@@ -247,6 +247,7 @@ def test_other_adapters_are_refused_in_a_sentence(base: Path, tmp_path: Path) ->
         ("{", "is broken"),
         (json.dumps(config | {"peft_type": "IA3"}), "only LORA"),
         (json.dumps(config | {"base_model_name_or_path": None}), "does not name its base model"),
+        (json.dumps(config | {"target_modules": []}), "names no target_modules"),
         (json.dumps(config | {"base_model_name_or_path": "gone"}), "no model folder 'gone'"),
     ):
         (folder / "adapter_config.json").write_text(text)

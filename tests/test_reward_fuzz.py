@@ -41,7 +41,9 @@ def fuzz(name: str, test: Callable[[str], None]) -> None:
 
 
 SLOWEST = 0.010
-"""Seconds of CPU time that a completion of 100 KB may take (the best of up to six runs, as the machine is shared)."""
+"""Seconds of CPU time that a completion of 100 KB may take (the best of up to six runs, as the machine is shared), on a
+machine that counts to 100,000 in `COUNTING` seconds. A slower one gets as much more as it needs for that."""
+COUNTING = 0.0022
 
 # --- garbage ----------------------------------------------------------------------------------------------
 
@@ -363,16 +365,29 @@ def inside(text: str) -> str:
     return f"<think>{text[: SIZE - len(answer)]}</think><answer>{answer}</answer>"
 
 
+def count() -> int:
+    """Plain Python whose time says how fast the machine is at this moment."""
+    total = 0
+    for i in range(100_000):
+        total += i
+    return total
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
 def best_time(work: Callable[[], object]) -> float:
-    """CPU seconds: the least of at most six runs, ending with the first that is fast enough."""
-    best = math.inf
+    """CPU seconds on the machine of `COUNTING`: the least of at most six runs, or the first that is fast enough."""
+    best = counting = math.inf
     for _ in range(6):
-        start = time.process_time()
-        work()
-        best = min(best, time.process_time() - start)
+        best = min(best, cpu_seconds(work))
         if best < SLOWEST:
-            break
-    return best
+            return best
+        counting = min(counting, cpu_seconds(count))
+    return best * min(1, COUNTING / counting)
 
 
 @pytest.mark.parametrize("name", NAMES)

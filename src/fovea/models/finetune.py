@@ -260,15 +260,17 @@ def is_adapter(model: str | Path) -> bool:
 
 
 def section_of(folder: Path) -> tuple[str, FinetuneSection]:
-    """(base model, section) that an adapter folder was written with. Raises UserError where it names no base, and
-    what `read_adapter_config` raises."""
+    """(base model, section) that an adapter folder was written with. Raises UserError where it names no base or no
+    modules, and what `read_adapter_config` raises."""
     config = read_adapter_config(folder)
     base = config.get("base_model_name_or_path")
     if not base:
         raise UserError(
             f"{folder / ADAPTER_CONFIG} does not name its base model; write it under base_model_name_or_path."
         )
-    modules = config.get("target_modules") or []
+    modules = config.get("target_modules")
+    if not modules:
+        raise UserError(f"{folder / ADAPTER_CONFIG} names no target_modules; copy the adapter again.")
     targets = (modules,) if isinstance(modules, str) else tuple(rf"(?:.*\.)?{re.escape(m)}" for m in modules)
     return str(base), FinetuneSection(
         mode="lora", rank=config["r"], alpha=config["lora_alpha"], targets=targets

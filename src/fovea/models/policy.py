@@ -305,12 +305,12 @@ def load_policy(
 def answers_untold(model: str) -> bool:
     """Whether a model's config says that it writes answers in fovea's form without being told (`answers_untold`).
 
-    fovea-tiny was taught the form and never met an instruction: with one, 3 % of its boxes are right, without 68 %.
-    Models trained from it and their exports inherit the mark. A hub name is never looked up: False.
+    fovea-tiny was taught the form and never met an instruction: with one, 6 % of its boxes are right, without 66 %
+    (docs/lab-notes.md, section 13). Models trained from it and their exports inherit the mark, adapters have their
+    base's. A hub name is never looked up: False. Raises UserError for an adapter that cannot be used.
     """
-    folder = TINY if model == "fovea-tiny" else Path(model)
-    if is_adapter(folder):
-        return answers_untold(section_of(folder)[0])
+    base = section_of(Path(model))[0] if is_adapter(model) else model
+    folder = TINY if base == "fovea-tiny" else Path(base)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

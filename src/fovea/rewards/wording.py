@@ -17,7 +17,7 @@ from fovea.rewards import answers
 from fovea.rewards.matching import Compat
 from fovea.types import Problem, UserError
 
-COUNTED_TOKENS = 32_768
+COUNTED_TOKENS = 16_384
 """A reply whose length in tokens is not known is not counted beyond this (it bounds the time)."""
 
 COUNTED_WORDS = 10_000

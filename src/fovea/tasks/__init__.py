@@ -9,9 +9,7 @@ import difflib
 from dataclasses import dataclass
 from functools import partial
 
-from fovea.boxes import (
-    convert as convert_box,
-)  # the module fovea.tasks.convert takes that name when it is imported
+from fovea.boxes import convert as convert_box  # fovea.tasks.convert is a module of this package
 from fovea.boxes import fill
 from fovea.tasks import cards, detecting, graphs, grids, panels, photos, printed, referring
 from fovea.tasks.check import Report, check_task

@@ -114,6 +114,7 @@ def _asked_digits(task: StudyTask, i: int) -> Problem:
 NONE_LISTED = 0.1
 """Share of the problems in which no listed digit is in the picture."""
 THINKS = 0.5
+"""Share of the problems in which the teacher names what is there before the boxes."""
 
 
 def detect_digits(rng: np.random.Generator, split: Split) -> Asked:

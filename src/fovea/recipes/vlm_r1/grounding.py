@@ -100,7 +100,7 @@ def data_arms(rate: float, seeds: Sequence[int]) -> list[Arm]:
 
 
 def size_starts(out: Path) -> list[Arm]:
-    """SFT that heals each size alike: half of it digits/locate, half descriptions."""
+    """SFT that heals each size alike: six problems in ten digits/locate, the others descriptions."""
     arms = []
     for width in SIZES:
         base = out / "sizes" / str(width)
