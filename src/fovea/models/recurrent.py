@@ -8,7 +8,7 @@ once a prompt, and every completion begins with it. Copying it is `index_select`
 completions, so the fork is exact in both directions.
 
 The layer itself is transformers', untouched, with its own kernels. It takes its state from the object that it is
-given as `cache_params` and hands its new state to it: ours is `Fork`, which keeps the graph (transformers' own
+given as its cache and hands its new state to it: ours is `Fork`, which keeps the graph (transformers' own
 cache copies in place). The rest of the model is packed [1, N]; a recurrence must not run from one row into the
 next, so rows are laid out as [rows, T] around this layer alone, by a forward pre-hook and a forward hook. Hooks,
 because transformers' decoder layer calls the module directly: there is no registry of recurrences as there is of
@@ -153,7 +153,7 @@ class Fork:
 
 
 def hook(modules: Sequence[torch.nn.Module]) -> None:
-    """Let recurrent modules (with `layer_idx`, `hidden_states=` and `cache_params=`) follow a pass's plan.
+    """Let recurrent modules (with `layer_idx`, `hidden_states=` and a cache) follow a pass's plan.
 
     Safe to call again on the same modules.
     """
@@ -173,10 +173,15 @@ def _enter(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     layer: int = module.layer_idx  # type: ignore[assignment]
     rest = {key: value for key, value in kwargs.items() if key not in ("shared_prefix", "attention_mask")}
     rest["hidden_states"] = recurrence.pad(kwargs["hidden_states"])
-    rest["cache_params"] = Fork(recurrence, layer)
+    rest[_cache_of(rest)] = Fork(recurrence, layer)
     return args, rest
 
 
+def _cache_of(kwargs: dict[str, Any]) -> str:
+    """The name under which a decoder layer hands over a cache: `cache_params` up to transformers 5.23, then `cache`."""
+    return "cache" if "cache" in kwargs else "cache_params"
+
+
 def _leave(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Any:
-    fork = kwargs.get("cache_params")
+    fork = kwargs.get(_cache_of(kwargs))
     return fork.recurrence.unpad(out) if isinstance(fork, Fork) else None
