@@ -224,7 +224,7 @@ class ProblemsSection(Section):
         default=None,
         description="COCO file that RefCOCO's refs point into; default: instances.json beside it",
     )
-    kind: Literal["box", "text", "number", "choice", "objects", "math"] | None = Field(
+    kind: Literal["box", "text", "number", "choice", "objects", "math", "order", "set"] | None = Field(
         default=None, description="kind of answer of lines that declare none"
     )
     frame: Literal["pixels", "resized", "thousandths", "unit"] | None = Field(

@@ -159,6 +159,8 @@ def truth_text(problem: Problem) -> str:
     if problem.kind == "objects":
         things = [f'{{"bbox_2d": {list(t["bbox_2d"])}, "label": "{t["label"]}"}}' for t in problem.answer]
         return "[" + ", ".join(things) + "]"
+    if problem.kind in ("order", "set"):
+        return ", ".join(map(str, problem.answer))
     return str(problem.answer)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fovea.rewards import answer_of, correct, read_box, read_choice, read_number
 from fovea.rewards.answers import read_objects, value_of
+from fovea.rewards.sequences import read_order, read_set
 from fovea.types import Group, Problem
 
 HEALTH: dict[str, str] = {
@@ -70,6 +71,8 @@ def parse(text: str, problem: Problem) -> str:
             "objects": read_objects,
             "text": str,
             "math": str,
+            "order": read_order,
+            "set": read_set,
         }
         found = None if value is None else readers[problem.kind](value)
     return "unreadable" if found is None else "read"

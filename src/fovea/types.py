@@ -33,7 +33,7 @@ class RunFailed(RuntimeError):
 #   unit         0 to 1 of width and height
 BoxFrame = Literal["pixels", "resized", "thousandths", "unit"]
 
-AnswerKind = Literal["box", "text", "number", "choice", "objects", "math"]
+AnswerKind = Literal["box", "text", "number", "choice", "objects", "math", "order", "set"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,8 @@ class Problem:
     """What is asked, without the chat template and without image placeholders."""
     answer: Any
     """The truth, plain JSON: a box (x1, y1, x2, y2) in *pixels of the original picture*, a number, a
-    string, for "objects" a list of {"bbox_2d": box, "label": text}, for "math" LaTeX or plain mathematics as text."""
+    string, for "objects" a list of {"bbox_2d": box, "label": text}, for "math" LaTeX or plain mathematics as text,
+    for "order" a list of whole numbers, for "set" a list of names."""
     kind: AnswerKind
     """How the truth is compared: which rewards apply and what `accuracy` means."""
     frame: BoxFrame = "pixels"

@@ -22,6 +22,7 @@ from fovea.rewards.matching import NUMERIC_TOLERANCE, Compat, all_match, choice,
 from fovea.rewards.mathematics import math as mathematics
 from fovea.rewards.options import Function, Options, bind, lengths, plain_sum, with_compat
 from fovea.rewards.routing import accuracy, route
+from fovea.rewards.sequences import order, set_exact, set_f1
 from fovea.rewards.wording import cosine, format_boxes, format_json, format_strict, repetition
 from fovea.types import AnswerKind, Problem, RunFailed, UserError
 
@@ -53,6 +54,8 @@ REWARDS: dict[str, Function] = {
     "judge": judge,
     "cosine": cosine,
     "repetition": repetition,
+    "order": order,
+    "set_f1": set_f1,
 }
 
 _DEFAULTS: dict[AnswerKind, dict[str, float]] = {
@@ -62,6 +65,8 @@ _DEFAULTS: dict[AnswerKind, dict[str, float]] = {
     "choice": {"choice": 1.0, "format": 0.1},
     "objects": {"objects": 1.0, "format": 0.1},
     "math": {"math": 1.0, "format": 0.1},
+    "order": {"order": 1.0, "format": 0.1},
+    "set": {"set_f1": 1.0, "format": 0.1},
 }
 
 _CORRECT: dict[AnswerKind, Function] = {
@@ -71,6 +76,8 @@ _CORRECT: dict[AnswerKind, Function] = {
     "choice": choice,
     "objects": objects,
     "math": mathematics,
+    "order": order,
+    "set": set_exact,
 }
 
 

@@ -47,6 +47,8 @@ BY_KIND: dict[AnswerKind, str] = {
     "choice": "choice",
     "objects": "od_f1",
     "math": "math",
+    "order": "order",
+    "set": "set_f1",
 }
 """Kind of answer → reward of a problem that names no method."""
 

@@ -6,8 +6,10 @@ Try it: `fovea tasks show digits/locate`
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from fovea.boxes import convert as convert_box  # fovea.tasks.convert is a module of this package
 from fovea.boxes import fill
@@ -15,6 +17,7 @@ from fovea.tasks import cards, detecting, graphs, grids, panels, photos, printed
 from fovea.tasks.check import Report, check_task
 from fovea.tasks.data import open_data
 from fovea.tasks.pictures import open_pictures
+from fovea.tasks.pool import Pool
 from fovea.tasks.questions import (
     Ask,
     Question,
@@ -31,11 +34,12 @@ from fovea.tasks.questions import (
     total,
 )
 from fovea.tasks.scenes import SPLITS, Split, digit_stamps, generator, printed_stamps, shape_stamps
+from fovea.tasks.ssl import LEVEL, SSL, open_ssl
 from fovea.tasks.styles import STYLES, styled
 from fovea.types import AnswerKind, Problem, Task, UserError
 
 __all__ = [
-    "LATER", "SPLITS", "STYLES", "TASKS", "Report", "Split", "Task", "TaskSpec",
+    "LATER", "SPLITS", "SSL", "STYLES", "TASKS", "Report", "Split", "Task", "TaskSpec",
     "check_task", "corpus", "open_data", "open_pictures", "open_task",
 ]  # fmt: skip
 
@@ -133,20 +137,33 @@ class SceneTask:
         return [self.problem(index) for index in range(cursor, cursor + n)], cursor + n
 
 
-def open_task(name: str, split: str = "train", seed: int = 0) -> Task:
+def open_task(
+    name: str,
+    split: str = "train",
+    seed: int = 0,
+    *,
+    pool: Pool | None = None,
+    level: float | Callable[[int], float] = LEVEL,
+    options: Mapping[str, Any] | None = None,
+) -> Task:
     """A built-in task, "digits/read" or with a style "digits/read@think".
 
+    `pool`, `level` and `options` belong to self-supervised tasks (`fovea.tasks.ssl`): the pictures, the difficulty (of
+    problem i, or one for all), the options of the generator.
     Raises UserError for a name, style or split that does not exist.
     """
     base, at, style = name.partition("@")
-    if base not in TASKS:
-        near = difflib.get_close_matches(base, TASKS, n=1)
+    if base not in TASKS and base not in SSL:
+        known = [*TASKS, *SSL]
+        near = difflib.get_close_matches(base, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"There is no task {base!r}{hint}; `fovea tasks list` names all {len(TASKS)}.")
+        raise UserError(f"There is no task {base!r}{hint}; `fovea tasks list` names all {len(known)}.")
     if at and style not in STYLES:
         raise UserError(f"Task {name!r}: there is no style {style!r}; known: {', '.join(STYLES)}.")
     if split not in SPLITS:
         raise UserError(f"There is no split {split!r}; known: {', '.join(SPLITS)}.")
+    if base in SSL:
+        return open_ssl(name, split, seed, pool=pool, level=level, options=options)
     return SceneTask(name=name, split=split, seed=seed)
 
 

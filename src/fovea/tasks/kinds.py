@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from fovea.rewards import answers, correct, routing
 from fovea.types import AnswerKind, Problem, UserError
 
-KINDS: tuple[AnswerKind, ...] = ("box", "text", "number", "choice", "objects", "math")
+KINDS: tuple[AnswerKind, ...] = ("box", "text", "number", "choice", "objects", "math", "order", "set")
 METHODS: dict[str, AnswerKind | None] = {name: kind for name, (_, kind) in routing.METHODS.items()}
 """VLM-R1's `accu_reward_method` and the kind it implies; None: by the answer."""
 
@@ -196,6 +196,10 @@ def _fits(answer: Any, kind: str) -> bool:
         return is_objects(answer)
     if kind == "number":
         return is_number(answer)
+    if kind == "order":
+        return isinstance(answer, list) and bool(answer) and all(type(value) is int for value in answer)
+    if kind == "set":
+        return isinstance(answer, list) and bool(answer) and all(isinstance(v, str) for v in answer)
     if kind == "choice":
         return isinstance(answer, str) and len(answer) == 1 and "A" <= answer <= "Z"
     return isinstance(answer, str) and bool(answer.strip())
@@ -207,6 +211,8 @@ _WANTED = {
     "number": "write one finite number without quotes",
     "choice": "write one capital letter",
     "text": "write a text, a number, a letter or a box [x1, y1, x2, y2]",
+    "order": "write the numbers in order, [3, 1, 2]",
+    "set": 'write a list of names, ["os", "sys"]',
     "math": 'write the formula as a text, for example "\\\\frac{1}{2}"',
 }
 

@@ -30,6 +30,8 @@ INSTRUCTIONS: Mapping[AnswerKind, str] = {
     "choice": "Output the letter of the right choice inside <answer> </answer> tags.",
     "text": "Output the answer inside <answer> </answer> tags.",
     "math": "Output the final answer in LaTeX or as a number inside <answer> </answer> tags.",
+    "order": "Output the numbers in order, with commas, inside <answer> </answer> tags.",
+    "set": "Output the names, with commas, inside <answer> </answer> tags.",
     "objects": 'Output a JSON list of {"bbox_2d": [x1, y1, x2, y2], "label": text} inside <answer> </answer> tags.',
 }
 

@@ -1,0 +1,123 @@
+"""Self-supervised tasks: a picture is its own teacher. `SSL` is the table; `open_ssl` asks one of them of a pool.
+
+Try it: `fovea tasks show ssl/rotation --out sheet.png images=FOLDER`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fovea.tasks.pool import BuiltIn, Pool
+from fovea.tasks.scenes import Split, generator
+from fovea.tasks.ssl import rotation
+from fovea.tasks.ssl.spec import Generator, Options, check_options
+from fovea.tasks.styles import styled
+from fovea.types import AnswerKind, Problem, UserError
+
+SSL: Mapping[str, Generator] = {
+    "ssl/rotation": rotation.GENERATOR,
+}
+"""Name → generator."""
+
+LEVEL = 0.4
+"""Difficulty of a task for which nobody gave one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SslTask:
+    """An endless task: problem i of a split is a function of (seed, i, difficulty) and of the pool."""
+
+    name: str
+    """As opened: "ssl/rotation" or, in another style, "ssl/rotation@think"."""
+    split: Split
+    seed: int
+    pool: Pool
+    level: Callable[[int], float]
+    """Difficulty of problem i; a constant, or what a controller has decided (`fovea.tasks.curriculum`)."""
+    options: Options = field(default_factory=dict)
+
+    @property
+    def generator(self) -> Generator:
+        return SSL[self.name.partition("@")[0]]
+
+    @property
+    def kind(self) -> AnswerKind:
+        return self.generator.kind
+
+    @property
+    def chance(self) -> float:
+        """At the difficulty of problem 0."""
+        return float(self.generator.chance(self.level(0), **self.options))
+
+    @property
+    def size(self) -> None:
+        return None
+
+    @property
+    def rewards(self) -> Mapping[str, float]:
+        """What a run takes where its recipe names none."""
+        return self.generator.rewards
+
+    @property
+    def reward_options(self) -> Mapping[str, Options]:
+        return self.generator.reward_options
+
+    def problem(self, index: int) -> Problem:
+        """Problem `index` at the difficulty that holds there."""
+        return self.at(index, self.level(index))
+
+    def at(self, index: int, difficulty: float) -> Problem:
+        """Problem `index` at a difficulty. Raises UserError where no picture of the pool suits the question."""
+        base, _, style = self.name.partition("@")
+        rng = generator("problem", base, self.split, self.seed, index)
+        asked = self.generator.make(self.pool, rng, difficulty, **self.options)
+        question, target = styled(asked, self.kind, style or "answer")
+        chance = float(self.generator.chance(difficulty, **self.options))
+        return Problem(
+            id=f"{self.name}:{self.split}:{self.seed}:{index}",
+            task=self.name,
+            images=asked.images,
+            question=question,
+            answer=asked.answer,
+            kind=self.kind,
+            difficulty=difficulty,
+            target=target,
+            meta={"box_image": asked.box_image, "chance": chance} | asked.meta,
+        )
+
+    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
+        return [self.problem(index) for index in range(cursor, cursor + n)], cursor + n
+
+
+def open_ssl(
+    name: str,
+    split: Split = "train",
+    seed: int = 0,
+    *,
+    pool: Pool | None = None,
+    level: float | Callable[[int], float] = LEVEL,
+    options: Mapping[str, Any] | None = None,
+) -> SslTask:
+    """A self-supervised task over a pool, by default the photographs in the package. Raises UserError for an
+    unknown option, and for a pool that lacks what the task needs."""
+    base = name.partition("@")[0]
+    found, held = SSL[base], pool or BuiltIn(split=split)
+    if found.needs == "depth" and not any(held.depth(i) is not None for i in range(min(len(held), 8))):
+        raise UserError(
+            f"Task {base!r} needs depth maps, which {held.source} has none of (docs/ssl4rl.md says how)."
+        )
+    if found.needs == "frames" and not held.sequences():
+        raise UserError(
+            f"Task {base!r} needs sequences of frames, which {held.source} has none of (docs/ssl4rl.md says how)."
+        )
+    fixed = level if callable(level) else lambda _: level
+    return SslTask(
+        name=name,
+        split=split,
+        seed=seed,
+        pool=held,
+        level=fixed,
+        options=check_options(base, found, options),
+    )
