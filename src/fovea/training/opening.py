@@ -20,10 +20,18 @@ from fovea.rewards.judge import CACHE
 from fovea.rewards.options import plain_sum
 from fovea.rewards.scorer import Scorer, ScorerSettings, make_scorer
 from fovea.runlog import REWARD_JOURNAL, RunLog, check_run_folder, run_folder
+from fovea.tasks.curriculum import Curriculum
 from fovea.training.bad_samples import BadSamples, largest_prompts
 from fovea.training.optim import make_optimizer
 from fovea.training.preflight import check_memory
-from fovea.training.problems import Tasks, fingerprints, first_of_each_kind, instruction_of, open_tasks
+from fovea.training.problems import (
+    Tasks,
+    fingerprints,
+    first_of_each_kind,
+    instruction_of,
+    open_downstream,
+    open_tasks,
+)
 from fovea.training.setup import Session, Stateful
 from fovea.types import Observer, Sampling, UserError
 
@@ -53,11 +61,14 @@ def open_session(
     loss_terms(run.algorithm)
     _refuse_idle(run, algorithm.beta)
     task, validation, held_out = tasks or open_tasks(run)
-    rewards, notes = _weights(run, run.rewards or default_rewards(task.kind))
+    downstream = open_downstream(run)
+    own: Mapping[str, float] = getattr(task, "rewards", None) or default_rewards(task.kind)
+    rewards, notes = _weights(run, run.rewards or own)
     notes += getattr(task, "notes", ())  # what was left out of its files
     folder = run_folder(run)
     check_run_folder(folder, resume=resume)
-    scorer = _open_scorer(run, rewards, functions)
+    told = {} if run.rewards else getattr(task, "reward_options", {})
+    scorer = _open_scorer(run, rewards, functions, told)
     log: RunLog | None = None
     try:
         scorer.check(first_of_each_kind(task))
@@ -77,6 +88,8 @@ def open_session(
         replay = make_replay(run.algorithm)
         watch = Watch(audits=run.audits, expected=run.prompts * run.group)
         parts: dict[str, Stateful] = {"watch": watch} | ({} if replay is None else {"replay": replay})
+        curriculum: Curriculum | None = getattr(task, "curriculum", None)
+        parts |= {} if curriculum is None else {"curriculum": curriculum}
         session = Session(
             run=run,
             policy=policy,
@@ -85,6 +98,7 @@ def open_session(
             task=task,
             validation=validation,
             held_out=held_out,
+            downstream=downstream,
             rewards=rewards,
             sampling=Sampling(
                 temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens
@@ -118,7 +132,10 @@ def _weights(run: Run, weights: Mapping[str, float]) -> tuple[dict[str, float], 
     return counting, [note] if lost else []
 
 
-def _open_scorer(run: Run, rewards: Mapping[str, float], functions: Functions | None) -> Scorer:
+def _open_scorer(
+    run: Run, rewards: Mapping[str, float], functions: Functions | None, told: Mapping[str, Mapping[str, Any]]
+) -> Scorer:
+    """`told`: the task's own options of its own rewards; the recipe's come before them."""
     gigabytes = run.reward_memory_gb
     settings = ScorerSettings(
         seed=run.seed,
@@ -130,9 +147,9 @@ def _open_scorer(run: Run, rewards: Mapping[str, float], functions: Functions | 
         memory_bytes=None if gigabytes is None else int(gigabytes * 2**30),
         form=run.reward_completions,
     )
-    options = dict(run.reward_options)
+    options: dict[str, Mapping[str, Any]] = dict(told) | dict(run.reward_options)
     if "judge" in options:  # a resumed run asks nothing twice
-        options["judge"] = {"cache": str(run_folder(run) / CACHE)} | options["judge"]
+        options["judge"] = {"cache": str(run_folder(run) / CACHE)} | dict(options["judge"])
     return make_scorer(
         rewards, functions, audits=run.audits, settings=settings, options=options, compat=run.compat
     )

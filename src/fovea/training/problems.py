@@ -13,8 +13,10 @@ import torch
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models import Policy, answers_untold, load_policy
-from fovea.tasks import open_data, open_task
+from fovea.tasks import open_data
+from fovea.tasks.curriculum import Curriculum
 from fovea.tasks.data import DataTask, split
+from fovea.tasks.opening import open_also, open_named
 from fovea.tasks.own import ProblemList
 from fovea.tasks.sources import Files, named_files
 from fovea.training.bad_samples import SCANNED
@@ -58,11 +60,10 @@ Tasks = tuple[Task, Task, Task]
 def open_tasks(run: Run) -> Tasks:
     """(training, validation, held-out) problems of a run; of a file, validation and held-out are the same lines."""
     if run.data is None:
-        held_out = open_task(run.task, run.evaluation.split, EVALUATION_SEED)
         return (
-            open_task(run.task, "train", run.seed),
-            open_task(run.task, "validation", EVALUATION_SEED),
-            held_out,
+            open_named(run, "train", run.seed, Curriculum()),
+            open_named(run, "validation", EVALUATION_SEED),
+            open_named(run, run.evaluation.split, EVALUATION_SEED),
         )
     if run.validation_data is not None:
         held = _open(run, run.validation_data, shuffle=False, strict=False)
@@ -71,6 +72,15 @@ def open_tasks(run: Run) -> Tasks:
     training, held = split(task)
     held = replace(held, shuffle=False)
     return training, held, held
+
+
+def open_downstream(run: Run) -> dict[str, Task]:
+    """Name → held-out problems of each task of `evaluation.also`. Raises UserError for one that the run trains on."""
+    trained = set(run.mixture) or {run.task}
+    for name in run.evaluation.also:
+        if run.data is None and name in trained:
+            raise UserError(f"evaluation.also={name} is what the run trains on; name tasks that it does not.")
+    return {name: open_also(run, name, run.evaluation.split, EVALUATION_SEED) for name in run.evaluation.also}
 
 
 def _open(run: Run, path: Files, **how: Any) -> DataTask:
@@ -108,6 +118,7 @@ def fingerprint(task: Task) -> str:
         if file.is_file():
             with file.open("rb") as lines:
                 found.update(hashlib.file_digest(lines, "sha256").digest())
+    found.update(str(getattr(task, "digest", "")).encode())
     size = task.size
     places = range(4) if size is None else sorted({i * size // 16 for i in range(16)} & set(range(size)))
     for place in places:
@@ -188,7 +199,7 @@ def open_to_measure(run: Run) -> Task:
 
 def _to_measure(run: Run, split: str, seed: int) -> Task:
     if run.data is None:
-        return open_task(run.task, split, seed)
+        return open_named(run, split, seed)
     return _open(run, run.data, shuffle=False, strict=False)
 
 

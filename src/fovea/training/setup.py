@@ -24,14 +24,14 @@ from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.evaluation import evaluate
 from fovea.models import Policy, Prompt
 from fovea.models.reference import Reference
-from fovea.rewards import REWARDS
+from fovea.rewards import REWARDS, correct
 from fovea.rewards.scorer import Scorer
 from fovea.rollouts import BadSample, gather, without_bad
 from fovea.runlog import RunLog, describe_run
 from fovea.training.bad_samples import BadSamples
-from fovea.training.problems import at_most
+from fovea.training.problems import at_most, instruction_of
 from fovea.training.stopping import best_of, no_longer_rises, value_of
-from fovea.types import Observer, RunFailed, Sampling, Task, UserError
+from fovea.types import Group, Observer, RunFailed, Sampling, Task, UserError
 
 
 @dataclass(slots=True)
@@ -83,6 +83,8 @@ class Session:
     observers: Sequence[Observer]
     problems: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of the training, validation and held-out problems."""
+    downstream: Mapping[str, Task] = field(default_factory=dict)
+    """Held-out problems of tasks that are not trained on, measured before and after (`evaluation.also`)."""
     reference: Reference | None = None
     """What a KL term compares the policy with; None where there is none."""
     parts: dict[str, Stateful] = field(default_factory=dict)
@@ -224,6 +226,18 @@ class Session:
         self.note(found.bad)
         return found.prompts, {"bad_samples": len(found.bad)}
 
+    def observe(self, groups: Sequence[Group]) -> dict[str, float | int]:
+        """Tell the controllers of the tasks' difficulty what came of the step's groups; their metrics, by task."""
+        curriculum: Any = self.parts.get("curriculum")
+        if curriculum is None:
+            return {}
+        problems = [group.problem for group in groups]
+        shares = [
+            sum(correct(reply.text, group.problem) for reply in group.completions) / len(group.completions)
+            for group in groups
+        ]
+        return dict(curriculum.observe(problems, shares, self.cursor))
+
     def note(self, bad: Sequence[BadSample]) -> None:
         """Record bad samples. Raises UserError when they end the run."""
         self.bad.note(bad, self.done)
@@ -300,7 +314,7 @@ class Session:
 
     def _measure(self, during: bool) -> dict[str, Any]:
         section, task = self.run.evaluation, self.validation if during else self.held_out
-        return evaluate(
+        record = evaluate(
             self.policy,
             self.engine,
             task,
@@ -315,6 +329,23 @@ class Session:
             show=0 if during else 12,
             keep=self.log.pictures,
         )
+        return record if during or not self.downstream else record | {"also": self._also()}
+
+    def _also(self) -> dict[str, Any]:
+        """Task → accuracy and looking on problems that are not trained on, with their own default rewards."""
+        found = {}
+        for name, task in self.downstream.items():
+            found[name] = evaluate(
+                self.policy,
+                self.engine,
+                task,
+                at_most(self.run.evaluation.also_n, task),
+                seed=self.run.seed,
+                max_new_tokens=self.run.sampling.max_new_tokens,
+                instruction=instruction_of(self.run, task),
+            )
+            found[name].pop("shown")
+        return found
 
     def _leave_out_bad(self, during: bool, error: UserError) -> None:
         """An evaluation met a bad sample: stop, or measure on the problems that are left, now and later.
@@ -342,6 +373,10 @@ class Session:
             result[name] = {"before": before[name]["mean"], "after": after[name]["mean"]}
         if "pass_at_k" in before:
             result["pass_at_k"] = {"before": before["pass_at_k"], "after": after["pass_at_k"]}
+        if self.downstream:
+            result["also"] = {
+                name: _both(before["also"][name], after["also"][name]) for name in self.downstream
+            }
         result |= {
             "method": self.run.method,
             "seed": self.run.seed,
@@ -354,3 +389,10 @@ class Session:
         for observer in self.observers:
             observer.finish(result)
         return result
+
+
+def _both(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """One task's accuracy and looking, before and after: {"n", "chance", "accuracy", "looking"}."""
+    looking = {"before": before["looking"]["mean"], "after": after["looking"]["mean"]}
+    accuracy = {"before": before["accuracy"], "after": after["accuracy"]}
+    return {"n": before["n"], "chance": before["chance"], "accuracy": accuracy, "looking": looking}

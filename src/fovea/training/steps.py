@@ -103,7 +103,7 @@ def roll_out(session: Session, algorithm: Algorithm, step: int) -> Rollout:
         kept = list(enumerate(drawn[:first]))
     if algorithm.resample_limit:
         counts |= {"groups_drawn": len(drawn), "groups_kept": len(kept), "resample_rounds": rounds - 1}
-    counts |= session.scorer.take_metrics()
+    counts |= session.scorer.take_metrics() | session.observe(drawn)
     return Rollout(
         drawn=tuple(drawn),
         kept=tuple(group for _, group in kept),
