@@ -267,7 +267,26 @@ def lora(folder: Path) -> Run:
     return everything(folder, "finetune={mode: lora, rank: 4, targets: [text, vision]}", *changed)
 
 
-RUNS: dict[str, Callable[[Path], Run]] = {"tiny-rl": tiny_rl, "everything": everything, "lora": lora}
+def curriculum(folder: Path, *overrides: str) -> Run:
+    """fovea-tiny on a mixture of self-supervised and drawn problems whose difficulty is controlled, with a replay
+    buffer that makes earlier problems again."""
+    mixture = "mixture={ssl/rotation: 2, shapes/color: 1}"
+    controlled = [
+        "difficulty.control=true",
+        "difficulty.window=2",
+        "difficulty.change=0.3",
+        "pictures.side=32",
+    ]
+    kept = ["algorithm.replay=16", "evaluation.also=digits/count", "evaluation.also_n=4"]
+    return tiny_rl(folder, mixture, *controlled, *kept, *overrides)
+
+
+RUNS: dict[str, Callable[[Path], Run]] = {
+    "tiny-rl": tiny_rl,
+    "everything": everything,
+    "lora": lora,
+    "curriculum": curriculum,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ from fovea.rewards import REWARDS, with_compat
 from fovea.rewards.functions import is_reference
 from fovea.runlog import newest_model, read_run, run_folder, to_json
 from fovea.runlog.plain import jsonable
-from fovea.tasks import TASKS
+from fovea.tasks.opening import is_known
 from fovea.tasks.own import check_own_task, problem_list, split_problems
 from fovea.types import Observer, Problem, Task, UserError
 
@@ -141,7 +141,7 @@ def resume(
     functions = read_rewards(rewards)[1]
     run = read_unfinished(folder, as_overrides(overrides))
     own = task is not None and not isinstance(task, str)
-    if not own and run.data is None and run.task.partition("@")[0] not in TASKS:
+    if not own and run.data is None and not run.mixture and not is_known(run.task):
         raise UserError(
             f"{folder} was trained on a task of your own, {run.task!r}; give task= (and validation=) as to fovea.train."
         )

@@ -5,6 +5,7 @@ Not here: how replies are drawn (`engines`), what they are worth (`rewards`), th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +66,8 @@ class Gathered:
     bad: tuple[BadSample, ...]
     cursor: int
     """Where the next problems begin."""
+    seconds: float = 0.0
+    """Spent waiting for the task's problems, pictures included; rendering prompts is not counted."""
 
 
 def gather(
@@ -82,10 +85,15 @@ def gather(
     """
     prompts: list[Prompt] = []
     bad: list[BadSample] = []
+    waited = 0.0
     for position in range(cursor, cursor + n):
         name = f"{task.name}:position {position}"
+        began = time.perf_counter()
         try:
-            (problem,), _ = task.take(position, 1)
+            try:
+                (problem,), _ = task.take(position, 1)
+            finally:
+                waited += time.perf_counter() - began
             name = problem.id
             prompt = policy.prompt(problem, instruction)
             try:
@@ -97,7 +105,7 @@ def gather(
             bad.append(BadSample(id=name, error=str(error), position=position))
         else:
             prompts.append(prompt)
-    return Gathered(prompts=tuple(prompts), bad=tuple(bad), cursor=cursor + n)
+    return Gathered(prompts=tuple(prompts), bad=tuple(bad), cursor=cursor + n, seconds=waited)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -210,6 +210,9 @@ def _same_problems(run: Run, against: str, changes: list[str]) -> Run:
 
     section = run.evaluation
     problems: dict[str, Any] = {"task": run.task, "data": run.data, "images": run.images, "seed": run.seed,
+                "mixture": run.mixture, "task_options": run.task_options, "graph": run.graph,
+                "validation_images": run.validation_images, "pictures": run.pictures.model_dump(mode="json"),
+                "difficulty": run.difficulty.model_dump(mode="json"),
                 "evaluation.split": section.split, "evaluation.n": section.n,
                 "evaluation.samples": section.samples}  # fmt: skip
     if not (Path(against) / "run.json").is_file():

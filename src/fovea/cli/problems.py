@@ -16,18 +16,21 @@ MOST_DRAWN = 512
 
 def tasks_list(json: Json = False) -> None:
     """List the built-in tasks with what they ask and the accuracy of a guesser that does not look."""
-    from fovea.tasks import TASKS
+    from fovea.tasks import SSL, TASKS
+    from fovea.tasks.ssl import LEVEL
 
-    found = [
+    found: list[dict[str, Any]] = [
         {"name": name, "kind": spec.kind, "chance": spec.chance, "about": spec.about}
         for name, spec in TASKS.items()
+    ]
+    found += [  # chance at the level that holds where nobody says another
+        {"name": name, "kind": spec.kind, "chance": spec.chance(LEVEL), "about": spec.about}
+        for name, spec in SSL.items()
     ]
     if json:
         print_json(found)
         return
-    print_columns(
-        [(name, spec.kind, f"chance {spec.chance:.3g}", spec.about) for name, spec in TASKS.items()]
-    )
+    print_columns([(one["name"], one["kind"], f"chance {one['chance']:.3g}", one["about"]) for one in found])
 
 
 def tasks_show(
@@ -51,7 +54,7 @@ def tasks_show(
 ) -> None:
     """Show problems of a task, of all tasks of a domain (cards), or of your own data, as training will see them."""
     from fovea.cli.shared import may_be_data
-    from fovea.tasks import TASKS, Task, open_data, open_task
+    from fovea.tasks import SSL, TASKS, Task, open_data
     from fovea.types import UserError
     from fovea.viewer.sheet import draw_sheet, facts
 
@@ -67,9 +70,8 @@ def tasks_show(
     if data:
         tasks = [open_data(**_named(data, images, overrides), shuffle=False)]
     else:
-        _refuse_unused(overrides, ())
-        names = [known for known in TASKS if known.startswith(f"{name}/")] or [str(name)]
-        tasks = [open_task(known, split=split, seed=seed) for known in names]
+        names = [known for known in (*TASKS, *SSL) if known.startswith(f"{name}/")] or [str(name)]
+        tasks = [_built_in(known, images, overrides, split, seed) for known in names]
     problems = [p for task in tasks for p in task.take(0, n if task.size is None else min(n, task.size))[0]]
     if out is not None:
         draw_sheet(problems, out)
@@ -105,13 +107,14 @@ def tasks_check(
 ) -> None:
     """Check a task or your own data: all bad samples in one pass. Exit code 2 if there are any."""
     from fovea.cli.shared import may_be_data
-    from fovea.tasks import TASKS, check_task
+    from fovea.tasks import check_task
+    from fovea.tasks.opening import is_known
 
-    own = name.partition("@")[0] not in TASKS and may_be_data(name)
-    if name.partition("@")[0] in TASKS:
-        _refuse_unused(overrides, ())
+    own = not is_known(name) and may_be_data(name)
     how: dict[str, Any] = _named(name, images, overrides) if own else {"path": name, "images": images}
     task: Any = how.pop("path")
+    if is_known(name):
+        task, how = _built_in(name, images, overrides, split, seed), {}
     report = check_task(task, n, **how, split=split, seed=seed, verify=decode, megapixels=megapixels)
     if json:
         print_json(report.record())
@@ -135,17 +138,20 @@ def tasks_write(
         typer.Argument(help="A task's name, in a style if wanted: digits/read@think.", show_default=False),
     ],
     out: Annotated[Path, typer.Option(help="The new folder.", show_default=False)],
+    overrides: Overrides = None,
     n: Annotated[int, typer.Option(min=1, help="How many problems.")] = 1000,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     seed: Annotated[int, typer.Option(min=0, help="Which problems.")] = 0,
     schema: Annotated[str, typer.Option(help="plain or vlm_r1.")] = "plain",
+    images: Annotated[
+        str | None, typer.Option(help="Pictures of a self-supervised task.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a task's problems as files: pictures and one JSONL, which data=FILE reads back."""
-    from fovea.tasks import open_task
     from fovea.tasks.written import write_task
 
-    written = write_task(open_task(name, split=split, seed=seed), n, out, schema)
+    written = write_task(_built_in(name, images, overrides, split, seed), n, out, schema)
     if json:
         print_json({"file": str(written.file), "problems": written.problems, "pictures": written.pictures})
         return
@@ -177,6 +183,19 @@ def convert(
         print_text(note)
     kinds = ", ".join(f"{count} {kind}" for kind, count in summary["kinds"].items())
     print_text(f"written {summary['problems']} problems ({kinds}) to {summary['out']}")
+
+
+_OF_TASKS = ("images", "pictures", "difficulty", "task_options", "graph", "download", "max_megapixels")
+"""Keys of a recipe that a built-in task may have use for."""
+
+
+def _built_in(name: str, images: str | None, overrides: list[str] | None, split: str, seed: int) -> Any:
+    """A built-in task as `key=value` changes want it: its pictures, difficulty and options. Raises UserError."""
+    from fovea.tasks.opening import open_named
+
+    _refuse_unused(overrides, _OF_TASKS)
+    values = {"task": name} | ({} if images is None else {"images": images})
+    return open_named(run_of("tasks", values, overrides), split, seed)
 
 
 _USED = ("problems", "images", "compat", "download")

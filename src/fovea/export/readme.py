@@ -16,7 +16,7 @@ from huggingface_hub import ModelCardData
 from fovea.export.source import Source, public_name
 from fovea.models.finetune import section_of
 from fovea.rewards import REWARDS
-from fovea.tasks import TASKS
+from fovea.tasks.opening import is_known
 from fovea.viewer.display import interval
 from fovea.viewer.report import measures_of
 
@@ -229,7 +229,7 @@ def _own_code(source: Source) -> Iterator[str]:
     """A run of the Python API may have been given what no command can name."""
     run, rewards = source.run, (source.record["run"] or {}).get("rewards") or {}
     own = [f"reward `{name}`" for name in rewards if name not in REWARDS]
-    if not run.get("data") and str(run.get("task")).partition("@")[0] not in TASKS:
+    if not run.get("data") and not run.get("mixture") and not is_known(str(run.get("task"))):
         own.insert(0, f"task `{run.get('task')}`")
     if own:
         yield f"It needs code of the author's, too, which is not in this folder: {', '.join(own)}."

@@ -51,7 +51,8 @@ def reproduce_command(run: Run) -> str:
         base = Run(recipe=run.recipe)
     ours, theirs = run.model_dump(mode="json"), base.model_dump(mode="json")
     other_file = run.data != base.data and base.data is None
-    if run.task != base.task or other_file:  # then the recipe's rewards hold only where they are named
+    mixed = run.mixture != base.mixture and bool(run.mixture)
+    if run.task != base.task or other_file or mixed:  # then the recipe's rewards hold only where they are named
         theirs |= {"rewards": {"": 0} if run.rewards else {}, "reward_options": {}}
     overrides = list(_differences(ours, theirs, ""))
     return shlex.join(["fovea", "train", run.recipe or "RECIPE", *overrides])

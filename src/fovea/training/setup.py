@@ -101,6 +101,7 @@ class Session:
     _boundary: dict[str, Any] = field(default_factory=dict)
     _logged: dict[str, int] = field(default_factory=dict)
     _saved: int | None = None
+    _waited: float = 0.0
 
     def __enter__(self) -> Session:
         if self.run.deterministic:
@@ -223,6 +224,7 @@ class Session:
         """
         found = gather(self.task, self.cursor, n or self.run.prompts, self.policy, self.instruction, check)
         self.cursor = found.cursor
+        self._waited += found.seconds
         self.note(found.bad)
         return found.prompts, {"bad_samples": len(found.bad)}
 
@@ -251,7 +253,12 @@ class Session:
         if self.reference is not None and every and self.done % every == 0:
             self.reference.sync()
         seconds = self.clock.last_seconds
-        timing = {"seconds": seconds, "tokens_per_seconds": metrics["tokens"] / max(seconds, 1e-9)}
+        waited, self._waited = self._waited, 0.0
+        timing = {
+            "seconds": seconds,
+            "data_seconds": waited,
+            "tokens_per_seconds": metrics["tokens"] / max(seconds, 1e-9),
+        }
         cache = self.policy.vision_cache
         if cache.hits:  # like times not part of what a resumed run repeats: it begins with an empty cache
             timing |= {"vision_memory_hits": cache.hits, "vision_memory_misses": cache.misses}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["as_text", "visible"]
+__all__ = ["as_text", "asked_of", "visible"]
 
 
 def visible(text: str, limit: int = 2000) -> str:
@@ -22,6 +23,11 @@ def visible(text: str, limit: int = 2000) -> str:
     cut = text[:limit]
     shown = "".join(map(_visible_character, cut))
     return shown + "…" if len(text) > limit else shown
+
+
+def asked_of(run: Mapping[str, Any]) -> str:
+    """What a recorded run was trained on: its files, its mixture or its task."""
+    return str(run.get("data") or "+".join(run.get("mixture") or ()) or run.get("task", "?"))
 
 
 def as_text(value: Any) -> str:

@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fovea.viewer import as_text, visible
+from fovea.viewer import as_text, asked_of, visible
 from fovea.viewer.watch import Warned, loss_note, no_signal_in_loss, warnings_of, watch_keys
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -134,6 +134,12 @@ def describe_result(result: dict[str, Any], folder: str | None) -> list[str]:
     looking = result.get("looking") or {}
     if looking.get("before") is not None or looking.get("after") is not None:
         lines.append(f"looking   {_looking(looking.get('before'))}  →  {_looking(looking.get('after'))}")
+    for name, both in (result.get("also") or {}).items():
+        accuracy, looked = both["accuracy"], both["looking"]
+        lines.append(
+            f"{name} (not trained, n = {both['n']})  accuracy {interval(accuracy['before'])}  →  "
+            f"{interval(accuracy['after'])}, looking {_looking(looked['before'])}  →  {_looking(looked['after'])}"
+        )
     if folder:
         lines.append(f"run folder {folder}")
     return lines
@@ -331,7 +337,7 @@ class LiveDisplay:
 
     def _title(self) -> str:
         recipe = Path(str(self.run.get("recipe") or "run")).stem
-        model, data = self.run.get("model", "?"), self.run.get("data") or self.run.get("task", "?")
+        model, data = self.run.get("model", "?"), asked_of(self.run)
         title = f"{recipe} · {model} · {data}"
         return f"{title} · {self.folder}" if self.folder else title
 

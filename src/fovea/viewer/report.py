@@ -18,7 +18,7 @@ from markupsafe import Markup
 from fovea.rewards.answers import box_from
 from fovea.runlog import read_run, write_atomically
 from fovea.types import UserError
-from fovea.viewer import as_text, visible
+from fovea.viewer import as_text, asked_of, visible
 from fovea.viewer.charts import Series, chart_svg, points_of
 from fovea.viewer.display import clock, interval
 from fovea.viewer.pictures import Kind, Mark, data_uri, draw, picture_path, png_size
@@ -108,7 +108,7 @@ def templates() -> Environment:
 
 def title_of(run: dict[str, Any], folder: Path) -> str:
     """The recipe's name and what is learned: `quickstart · digits/locate`."""
-    return f"{Path(str(run.get('recipe') or folder.name)).stem} · {run.get('data') or run.get('task', '')}"
+    return f"{Path(str(run.get('recipe') or folder.name)).stem} · {asked_of(run)}"
 
 
 def state_of(run: dict[str, Any], result: dict[str, Any] | None, steps: int) -> str:
