@@ -11,13 +11,20 @@ from typing import Any
 
 from fovea.tasks.pool import BuiltIn, Pool
 from fovea.tasks.scenes import Split, generator
-from fovea.tasks.ssl import rotation
+from fovea.tasks.ssl import flip, flip_patch, odd, overlay, rotation, strips, swap, tiles
 from fovea.tasks.ssl.spec import Generator, Options, check_options
 from fovea.tasks.styles import styled
 from fovea.types import AnswerKind, Problem, UserError
 
-SSL: Mapping[str, Generator] = {
+SSL: dict[str, Generator] = {
     "ssl/rotation": rotation.GENERATOR,
+    "ssl/flip": flip.GENERATOR,
+    "ssl/flip_patch": flip_patch.GENERATOR,
+    "ssl/strips": strips.GENERATOR,
+    "ssl/tiles": tiles.GENERATOR,
+    "ssl/swap": swap.GENERATOR,
+    "ssl/odd": odd.GENERATOR,
+    "ssl/overlay": overlay.GENERATOR,
 }
 """Name → generator."""
 

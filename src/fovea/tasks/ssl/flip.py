@@ -1,0 +1,100 @@
+"""`ssl/flip`: is the second picture mirrored: left-right, upside down, both, or not at all?
+
+Not among SSL4RL's tasks; Spatial-SSRL (arXiv:2510.27606) asks which patch of a picture was flipped
+(`flip_patch.py`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from fovea.tasks.pool import Pool
+from fovea.tasks.questions import Asked
+from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
+from fovea.tasks.ssl.views import SAME, draw, finish, plain, render, small, tint, window
+
+WAYS = ("none", "upside-down", "left-right", "both")
+MANY = (2, 3, 3, 4)
+"""How many of `WAYS` there are, easiest first."""
+
+
+def chance(difficulty: float, *, ways: int = 0, shift: float | None = None, jitter: float = 0.5) -> float:
+    return 1 / (ways or step_of(difficulty, MANY))
+
+
+def make(
+    images: Pool,
+    rng: np.random.Generator,
+    difficulty: float,
+    *,
+    ways: int = 0,
+    shift: float | None = None,
+    jitter: float = 0.5,
+) -> Asked:
+    """`ways`: 2 to 4 answers (none, upside-down, left-right, both; 0: by the difficulty). `shift`: how far apart
+    the two views may lie, as a share of their sides, 0 to 0.3. `jitter`: how differently they are tinted."""
+    names = WAYS[: min(max(ways or step_of(difficulty, MANY), 2), 4)]
+    shift = min(max(0.2 * difficulty if shift is None else shift, 0.0), 0.3)
+    answer = names[int(rng.integers(len(names)))]
+    size = (images.side, images.side)
+    for _ in range(TRIES):
+        picture = images.picture(draw(rng, images)[0])
+        whole = window(rng, picture.size, least=0.7)
+        side = (whole[2] - whole[0]) * (1 - shift)
+        first, second = (
+            render(picture, (x, y, x + side, y + side), size)
+            for x, y in rng.uniform(whole[:2], np.array(whole[:2]) + shift * (whole[2] - whole[0]), (2, 2))
+        )
+        others = [mirrored(first, way) for way in WAYS[1:]]
+        if not plain(first) and all(_apart(first, other, shift) >= SAME for other in others):
+            break
+    else:
+        raise unsuitable("ssl/flip", images, "plain, or alike when mirrored")
+    views = [tint(rng, view, jitter) for view in (first, mirrored(second, answer))]
+    return Asked(
+        images=finish(rng, views),
+        question="The second picture shows nearly the same as the first. How is it mirrored: "
+        f"{', '.join(names)}?",
+        answer=answer,
+        said=answer,
+        difficulty=difficulty,
+        meta={"ways": len(names), "shift": shift},
+    )
+
+
+def mirrored(view: Image.Image, way: str) -> Image.Image:
+    """The view flipped in one of `WAYS`, pixel for pixel."""
+    pixels = np.asarray(view)
+    if way in ("left-right", "both"):
+        pixels = pixels[:, ::-1]
+    if way in ("upside-down", "both"):
+        pixels = pixels[::-1]
+    return Image.fromarray(pixels.copy())
+
+
+def _apart(a: Image.Image, b: Image.Image, shift: float) -> float:
+    """Difference of two views in grey levels where they lie best on each other, moved by up to `shift`."""
+    one, other = small(a), small(b)
+    reach = round(shift * len(one))
+    found = []
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            rows, columns = len(one) - abs(dy), len(one) - abs(dx)
+            p = one[max(dy, 0) :, max(dx, 0) :][:rows, :columns]
+            q = other[max(-dy, 0) :, max(-dx, 0) :][:rows, :columns]
+            found.append(float(np.abs((p - p.mean()) - (q - q.mean())).mean()))
+    return min(found)
+
+
+GENERATOR = Generator(
+    make=make,
+    kind="text",
+    chance=chance,
+    about="whether and how the second of two views is mirrored",
+    answer="one of the ways named: none, upside-down, left-right, both",
+    rewards={"exact": 1.0, "format": 0.1},
+    shortcuts="pixel-identical views: each is cut at its own place, tinted by itself and resampled and compressed "
+    "alike, the one that is not mirrored too; pictures that are nearly symmetric, also after a shift, are rejected; "
+    "where colours lie is what is meant to be seen",
+)
