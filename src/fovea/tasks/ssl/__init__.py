@@ -11,7 +11,22 @@ from typing import Any
 
 from fovea.tasks.pool import BuiltIn, Pool
 from fovea.tasks.scenes import Split, generator
-from fovea.tasks.ssl import flip, flip_patch, odd, overlay, rotation, strips, swap, tiles
+from fovea.tasks.ssl import (
+    correspond,
+    crop,
+    depth,
+    flip,
+    flip_patch,
+    frames,
+    odd,
+    overlay,
+    rotation,
+    similar,
+    strips,
+    swap,
+    tiles,
+    transform,
+)
 from fovea.tasks.ssl.spec import Generator, Options, check_options
 from fovea.tasks.styles import styled
 from fovea.types import AnswerKind, Problem, UserError
@@ -25,6 +40,12 @@ SSL: dict[str, Generator] = {
     "ssl/swap": swap.GENERATOR,
     "ssl/odd": odd.GENERATOR,
     "ssl/overlay": overlay.GENERATOR,
+    "ssl/crop": crop.GENERATOR,
+    "ssl/correspond": correspond.GENERATOR,
+    "ssl/similar": similar.GENERATOR,
+    "ssl/transform": transform.GENERATOR,
+    "ssl/depth": depth.GENERATOR,
+    "ssl/frames": frames.GENERATOR,
 }
 """Name → generator."""
 

@@ -97,6 +97,20 @@ def step_of(difficulty: float, values: Sequence[T]) -> T:
     return values[min(int(difficulty * len(values)), len(values) - 1)]
 
 
+def knob(
+    option: str, given: float | None, difficulty: float, easy: float, hard: float, within: tuple[float, float]
+) -> float:
+    """The option as given, else what the difficulty makes of it, linear from `easy` to `hard`. Raises UserError for
+    one that is not `within` (low, high).
+
+    Example: knob("share", None, 0.5, 0.6, 0.2, (0.1, 0.7)) == 0.4
+    """
+    low, high = within
+    if given is not None and not low <= given <= high:
+        raise UserError(f"The option {option} is {given:g}; give a number from {low:g} to {high:g}.")
+    return easy + (hard - easy) * difficulty if given is None else given
+
+
 def unsuitable(name: str, images: Pool, why: str) -> UserError:
     """What a generator raises after `TRIES` pictures."""
     return UserError(

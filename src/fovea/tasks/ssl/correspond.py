@@ -1,0 +1,168 @@
+"""`ssl/correspond`: a point is marked in one view; which of the points A to D in another view is it?
+
+SSL-R1 (arXiv:2604.20705) trains on "geometric correspondence" and gives no construction; this one is our choice: both
+views are parts of one picture, linked by a known homography.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from fovea.tasks.pool import Pool
+from fovea.tasks.questions import Asked
+from fovea.tasks.ssl.geometry import (
+    UNIT,
+    Quad,
+    homography,
+    mapped,
+    mark,
+    quad,
+    radius,
+    scattered,
+    warp,
+    within,
+)
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable
+from fovea.tasks.ssl.views import draw, finish, tint, window
+
+APART = (0.3, 0.2, (0.1, 0.3))
+"""Between two points in the second view, as a share of its side."""
+CORNERS = (0.03, 0.2, (0.0, 0.25))
+"""How far a corner of the second view is moved, as a share of its side."""
+TURN = (0.0, 25.0, (0.0, 40.0))
+JITTER = (0.3, 1.0, (0.0, 1.0))
+EDGE = 0.12
+"""No point lies nearer to a view's border."""
+CELLS = 64
+"""Pixels a side at which points are compared."""
+MANY = 150
+
+
+def chance(
+    difficulty: float,
+    *,
+    n: Literal[2, 3, 4, 5, 6] = 4,
+    apart: float | None = None,
+    corners: float | None = None,
+    turn: float | None = None,
+    jitter: float | None = None,
+) -> float:
+    return 1 / n
+
+
+def make(
+    images: Pool,
+    rng: np.random.Generator,
+    difficulty: float,
+    *,
+    n: Literal[2, 3, 4, 5, 6] = 4,
+    apart: float | None = None,
+    corners: float | None = None,
+    turn: float | None = None,
+    jitter: float | None = None,
+) -> Asked:
+    """None: by the difficulty. `n`: points to choose from. `apart`: least distance of two of them / side. `corners`:
+    most that the second view's corners are moved / side, its perspective. `turn`: most degrees that it is turned.
+    `jitter`: how differently the two are tinted."""
+    distance = knob("apart", apart, difficulty, *APART)
+    strength = knob("jitter", jitter, difficulty, *JITTER)
+    moved = knob("corners", corners, difficulty, *CORNERS)
+    angle = knob("turn", turn, difficulty, *TURN)
+    side, rank = images.side, int(rng.integers(n))
+    for _ in range(TRIES):
+        picture = images.picture(draw(rng, images)[0])
+        one = quad(window(rng, picture.size, least=0.75, most=0.95))
+        two = _second(rng, one, moved, angle)
+        if not within(two, picture.size):
+            continue
+        link = homography(two, UNIT) @ homography(UNIT, one)  # unit square of the first view → of the second
+        found = _points(rng, warp(picture, one, (CELLS, CELLS)), link, n, distance, rank)
+        if found is not None:
+            break
+    else:
+        raise unsuitable(
+            "ssl/correspond", images, "plain, or too few places that look alike at a first glance"
+        )
+    points, true = found
+    views = [tint(rng, warp(picture, corners_, (side, side)), strength) for corners_ in (one, two)]
+    names = "ABCDEF"[:n]
+    marked = (
+        mark(views[0], points[[true]] * side, " "),
+        mark(views[1], mapped(link, points) * side, names),
+    )
+    return Asked(
+        images=finish(rng, marked),
+        question=f"A point is marked in the first picture. Which point of the second picture, {names[0]} to "
+        f"{names[-1]}, is the same place?",
+        answer=names[true],
+        said=names[true],
+        difficulty=difficulty,
+        meta={"link": link.ravel().tolist(), "points": points.tolist()},
+    )
+
+
+def _second(rng: np.random.Generator, one: Quad, moved: float, angle: float) -> Quad:
+    """Another part of the picture: 60 to 85 % of the first view, elsewhere in it or beside, turned, in perspective."""
+    side = one[1, 0] - one[0, 0]
+    scale, turn = rng.uniform(0.6, 0.85), np.radians(rng.uniform(-angle, angle))
+    middle = one.mean(0) + side * rng.uniform(-0.25, 0.25, 2)
+    spin = np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
+    corners = (UNIT - 0.5 + rng.uniform(-moved, moved, (4, 2))) @ spin
+    return np.asarray(middle + side * scale * corners)
+
+
+def _points(
+    rng: np.random.Generator, view: Image.Image, link: np.ndarray, n: int, apart: float, rank: int
+) -> tuple[np.ndarray, int] | None:
+    """Points [n, 2] of the unit square of the first view, seen in both, and which of them is asked about.
+
+    They have nearly the same colour and different surroundings. The set is drawn before the one that is asked
+    about, so that the second view alone says nothing; and that one is, among all, the `rank`-nearest to where the
+    mark is in the first view, so that its place in the picture says nothing either.
+    """
+    points = rng.uniform(EDGE, 1 - EDGE, (MANY, 2))
+    there = mapped(link, points)
+    points = points[(np.abs(there - 0.5) <= 0.5 - EDGE).all(1)]
+    if len(points) < 4 * n:
+        return None
+    colors, patches = _looks(view, points)
+    points, colors, patches = (a[patches.std((1, 2)) > 6] for a in (points, colors, patches))
+    if len(points) < 3 * n:
+        return None
+    there = mapped(link, points)
+    for centre in rng.permutation(len(points))[:12]:
+        alike = np.argsort(np.abs(colors - colors[centre]).sum(1))[: max(2 * n, len(points) // 4)]
+        for chosen in alike[scattered(rng, there[alike], n, apart, 60)]:
+            near = np.linalg.norm(points[chosen, None] - there[chosen], axis=-1)  # [asked about, candidate]
+            places = (near < near.diagonal()[:, None]).sum(1)
+            fitting = np.flatnonzero(places == rank)
+            shapes = patches[chosen] - patches[chosen].mean((1, 2), keepdims=True)
+            unlike = np.abs(shapes[:, None] - shapes).mean((2, 3)) + 255 * np.eye(n)
+            if len(fitting) and unlike.min() > 8:
+                return points[chosen], int(rng.choice(fitting))
+    return None
+
+
+def _looks(view: Image.Image, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean colour [m, 3] under a mark, and the grey surroundings [m, 9, 9], of points in a view of CELLS pixels."""
+    smooth = np.asarray(view.filter(ImageFilter.BoxBlur(radius(CELLS))), np.float32)
+    grey = np.asarray(view.convert("L"), np.float32)
+    x, y = np.clip((points * CELLS).astype(int), 4, CELLS - 5).T
+    reach = np.arange(-4, 5)
+    return smooth[y, x], grey[y[:, None, None] + reach[:, None], x[:, None, None] + reach]
+
+
+GENERATOR = Generator(
+    make=make,
+    kind="choice",
+    chance=chance,
+    about="which of the points marked in another view is the one marked in the first",
+    answer="a letter",
+    rewards={"choice": 1.0, "format": 0.1},
+    shortcuts="the points have nearly one colour; the set is drawn before the one that is asked about, so that the "
+    "second view alone says nothing; the true one is as often the farthest as the nearest of them to where the mark "
+    "is in the first view; tints are drawn apart",
+)

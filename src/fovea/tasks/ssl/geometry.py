@@ -1,0 +1,132 @@
+"""Views under a known perspective, and points marked in them: what several generators share. No questions here.
+
+A `Quad` says which part of a picture a view shows: the places in the picture that become the view's corners.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fovea.tasks.ssl.views import Box
+
+Quad = np.ndarray
+"""float64 [4, 2]: x, y in pixels of the picture of the view's top left, top right, bottom right, bottom left."""
+
+UNIT: Quad = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+"""Corners of the unit square."""
+
+
+def quad(box: Box, turn: float = 0.0) -> Quad:
+    """The box's corners; with `turn` in degrees counter-clockwise (-45 to 45), those of the largest turned rectangle
+    in the box, which touches all four sides."""
+    x1, y1, x2, y2 = box
+    angle = math.radians(turn)
+    c, s = math.cos(angle), math.sin(angle)
+    corners = (UNIT - 0.5) @ np.array([(c, -s), (s, c)]) / (c + abs(s)) + 0.5
+    return np.array([x1, y1]) + corners * np.array([x2 - x1, y2 - y1])
+
+
+def homography(source: Quad, target: Quad) -> np.ndarray:
+    """float64 [3, 3] that takes the corners of `source` to those of `target` (homogeneous coordinates)."""
+    rows = []
+    for (x, y), (u, v) in zip(source, target):
+        rows.append([x, y, 1, 0, 0, 0, -u * x, -u * y])
+        rows.append([0, 0, 0, x, y, 1, -v * x, -v * y])
+    found = np.linalg.solve(np.array(rows), np.asarray(target, np.float64).reshape(8))
+    return np.append(found, 1.0).reshape(3, 3)
+
+
+def mapped(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """float64 [n, 2]: the points [n, 2] under a homography."""
+    found = np.column_stack([points, np.ones(len(points))]) @ matrix.T
+    return np.asarray(found[:, :2] / found[:, 2:])
+
+
+def within(corners: Quad, size: tuple[int, int]) -> bool:
+    """Whether a quad lies in a picture of `size`."""
+    return bool((corners >= 0).all() and (corners <= np.array(size)).all())
+
+
+def spans(corners: Quad) -> tuple[float, float]:
+    """The longer of its horizontal and of its vertical edges, in pixels."""
+    across = np.linalg.norm(corners[[1, 2]] - corners[[0, 3]], axis=1)
+    down = np.linalg.norm(corners[[3, 2]] - corners[[0, 1]], axis=1)
+    return float(across.max()), float(down.max())
+
+
+def warp(
+    picture: Image.Image, corners: Quad, size: tuple[int, int], detail: int | None = None
+) -> Image.Image:
+    """The part of a picture at a size in pixels, scaled down without aliasing, then one bicubic resample.
+
+    `detail`: no more than so many pixels a side are resolved; two views of different zoom are equally sharp where
+    `detail` is that of the one that has fewer.
+    """
+    made = size if detail is None else (min(size[0], detail), min(size[1], detail))
+    low = np.clip(np.floor(corners.min(0)) - 3, 0, None)
+    high = np.minimum(np.ceil(corners.max(0)) + 3, picture.size)
+    scale = [max(1.0, span / pixels) for span, pixels in zip(spans(corners), made)]
+    reduced = [max(1, round((high[k] - low[k]) / scale[k])) for k in (0, 1)]
+    part = picture.resize((reduced[0], reduced[1]), Image.Resampling.BICUBIC, box=(*low, *high))
+    there = (corners - low) * (np.array(reduced) / (high - low))
+    matrix = homography(UNIT * np.array(made), np.clip(there, 0, np.array(reduced) - 1e-3))
+    view = part.transform(
+        made, Image.Transform.PERSPECTIVE, tuple(matrix.ravel()[:8]), Image.Resampling.BICUBIC
+    )
+    return view if made == size else view.resize(size, Image.Resampling.BICUBIC)
+
+
+# --- points -----------------------------------------------------------------------------------------------
+
+
+def radius(side: int) -> int:
+    """Of a mark's ring, in pixels of a view of `side` pixels. What is marked stays visible inside."""
+    return max(3, round(side / 45))
+
+
+@functools.lru_cache(maxsize=16)
+def _letters(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def mark(view: Image.Image, points: np.ndarray, names: str) -> Image.Image:
+    """A copy with a ring around every point [n, 2] and its name (one character, or a space for none) beside it."""
+    made = view.copy()
+    draw = ImageDraw.Draw(made)
+    side, ring = max(view.size), radius(max(view.size))
+    line, letters = max(1, side // 200), _letters(max(10, side // 20))
+    for (x, y), name in zip(points.tolist(), names):
+        for extra, ink in ((line, "black"), (0, "white")):
+            reach = ring + extra
+            draw.ellipse(
+                (x - reach, y - reach, x + reach, y + reach), outline=ink, width=line + (extra > 0) * line
+            )
+        # Beside the ring, towards the middle, so that no letter leaves the picture.
+        left = x > view.width / 2
+        draw.text(
+            (x + (-1 if left else 1) * (ring + 2 * line + 1), y),
+            name,
+            fill="white",
+            font=letters,
+            anchor="rm" if left else "lm",
+            stroke_width=line,
+            stroke_fill="black",
+        )
+    return made
+
+
+def scattered(rng: np.random.Generator, points: np.ndarray, n: int, apart: float, tries: int) -> np.ndarray:
+    """int [k, n]: of `tries` draws of `n` of the points [m, 2], those whose points are all at least `apart` from one
+    another."""
+    if len(points) < n:
+        return np.zeros((0, n), np.int64)
+    draws = rng.random((tries, len(points))).argpartition(n - 1, axis=1)[:, :n]
+    draws = rng.permuted(draws, axis=1)
+    chosen = points[draws]
+    gaps = np.linalg.norm(chosen[:, :, None] - chosen[:, None], axis=-1)  # [tries, n, n]
+    gaps[:, range(n), range(n)] = np.inf
+    return np.asarray(draws[gaps.min((1, 2)) >= apart])
