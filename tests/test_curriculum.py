@@ -128,7 +128,7 @@ def test_training_is_controlled_and_measuring_is_not() -> None:
         ({"task": "digits/count", "images": "x"}, "images=x would do nothing with digits/count"),
         ({"mixture": {"ssl/rotatoin": 1}}, "there is no such task .did you mean 'ssl/rotation'"),
         ({"task": "ssl/rotation", "task_options": {"ssl/jigsaw": {}}}, "task_options.ssl/jigsaw would do nothing"),
-        ({"task": "ssl/rotation", "task_options": {"ssl/rotation": {"stp": 3}}}, "no option 'stp' .did you mean 'step'"),
+        ({"task": "ssl/rotation", "task_options": {"ssl/rotation": {"stp": 3}}}, "no option 'stp'"),
         ({"task": "ssl/rotation", "task_options": {"ssl/rotation": {"step": "x"}}}, "step='x' is not allowed"),
         ({"task": "ssl/rotation", "difficulty": {"levels": {"a": 0.1}}}, "difficulty.levels.a would do nothing"),
         ({"mixture": {"digits/count": 1, "digits/count@think": 1}}, "names a task twice"),

@@ -35,6 +35,7 @@ from fovea.outcomes import Outcome, Swapped, summarize
 from fovea.rewards import Options, answer_of, correct, default_rewards, measurable, read_box, weigh
 from fovea.rewards.answers import normal_text
 from fovea.rewards.detection import said_objects
+from fovea.rewards.sequences import write_list
 from fovea.types import Completion, Problem, Sampling, Task, picture_sizes
 
 Keep = Callable[[Problem], list[str]]
@@ -160,7 +161,7 @@ def truth_text(problem: Problem) -> str:
         things = [f'{{"bbox_2d": {list(t["bbox_2d"])}, "label": "{t["label"]}"}}' for t in problem.answer]
         return "[" + ", ".join(things) + "]"
     if problem.kind in ("order", "set"):
-        return ", ".join(map(str, problem.answer))
+        return write_list(problem.answer)
     return str(problem.answer)
 
 
@@ -224,8 +225,20 @@ def evaluate(
     record = {"task": task.name, "chance": task.chance} | summarize(found, seed, look=look)
     if samples:
         record["temperature"] = temperature
+    names = [problem.task for problem in problems]
+    if len(set(names)) > 1:
+        record["by_task"] = _by_task(names, found, seed, look)
     shown = zip(problems[:show], answers, found)
     return record | {"shown": [_show(problem, answer, outcome, keep) for problem, answer, outcome in shown]}
+
+
+def _by_task(names: Sequence[str], outcomes: Sequence[Outcome], seed: int, look: bool) -> dict[str, Any]:
+    """Of a mixture: task → n, accuracy and looking of its own problems."""
+    found = {}
+    for name in dict.fromkeys(names):
+        own = summarize([o for o, of in zip(outcomes, names) if of == name], seed, look=look)
+        found[name] = {key: own[key] for key in ("n", "accuracy", "looking") if key in own}
+    return found
 
 
 def _answers(policy: Policy, engine: Engine, problems: Sequence[Problem], exam: Exam) -> list[_Answer]:

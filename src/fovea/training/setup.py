@@ -28,6 +28,7 @@ from fovea.rewards import REWARDS, correct
 from fovea.rewards.scorer import Scorer
 from fovea.rollouts import BadSample, gather, without_bad
 from fovea.runlog import RunLog, describe_run
+from fovea.training.ahead import Ahead
 from fovea.training.bad_samples import BadSamples
 from fovea.training.problems import at_most, instruction_of
 from fovea.training.stopping import best_of, no_longer_rises, value_of
@@ -102,6 +103,7 @@ class Session:
     _logged: dict[str, int] = field(default_factory=dict)
     _saved: int | None = None
     _waited: float = 0.0
+    _ahead: Ahead | None = None
 
     def __enter__(self) -> Session:
         if self.run.deterministic:
@@ -111,6 +113,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         self.scorer.close()
         self.log.close()
         if self.run.deterministic:
@@ -222,11 +226,20 @@ class Session:
 
         Raises UserError when a bad sample ends the run.
         """
-        found = gather(self.task, self.cursor, n or self.run.prompts, self.policy, self.instruction, check)
+        found = gather(
+            self._ahead or self.task, self.cursor, n or self.run.prompts, self.policy, self.instruction, check
+        )
         self.cursor = found.cursor
         self._waited += found.seconds
         self.note(found.bad)
         return found.prompts, {"bad_samples": len(found.bad)}
+
+    def look_ahead(self) -> None:
+        """Begin to make the next step's problems; after the last decision that they depend on."""
+        if self._ahead is None:
+            self._ahead = Ahead(task=self.task)
+        if self.done + 1 < self.run.steps:
+            self._ahead.begin(self.cursor, self.run.prompts)
 
     def observe(self, groups: Sequence[Group]) -> dict[str, float | int]:
         """Tell the controllers of the tasks' difficulty what came of the step's groups; their metrics, by task."""

@@ -104,6 +104,7 @@ def roll_out(session: Session, algorithm: Algorithm, step: int) -> Rollout:
     if algorithm.resample_limit:
         counts |= {"groups_drawn": len(drawn), "groups_kept": len(kept), "resample_rounds": rounds - 1}
     counts |= session.scorer.take_metrics() | session.observe(drawn)
+    session.look_ahead()
     return Rollout(
         drawn=tuple(drawn),
         kept=tuple(group for _, group in kept),
@@ -219,6 +220,7 @@ def sft_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str
     prompts, counts = session.take(session.policy.encode_target)
     if not prompts:
         return EMPTY_STEP | counts, []
+    session.look_ahead()
     report = sft_update(session.policy, session.optimizer, prompts, session.run, step)
     return {"reward_mean": None, "entropy": None, "groups_skipped": 0} | report | counts, []
 
