@@ -44,6 +44,12 @@ def window(
     return x, y, x + w, y + h
 
 
+def fit(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """A picture's size scaled down, never up, so that neither side is above `side`."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def render(picture: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
     """The part of a picture at a size in pixels: one antialiased resample, whatever the scale."""
     return picture.resize(size, Image.Resampling.BICUBIC, box=box)
