@@ -139,12 +139,15 @@ def _draw_any(rng: np.random.Generator, split: Split) -> Drawing:
 # --- drawing ----------------------------------------------------------------------------------------------
 
 
-def draw(rng: np.random.Generator, graph: Graph, split: Split) -> Drawing | None:
-    """The graph as a picture, or None where no clear placing was found in 40 tries.
+def draw(
+    rng: np.random.Generator, graph: Graph, split: Split, size: tuple[int, int] | None = None
+) -> Drawing | None:
+    """The graph as a picture of `size` (width, height), or of a small one that is drawn; None where no clear placing
+    was found in 40 tries.
 
     Circles keep 6 pixels apart, and no edge comes nearer than 4 pixels to a node that it does not end in.
     """
-    sizes = _LARGE if rng.random() < 0.08 else _SIZES
+    sizes = (size,) if size else _LARGE if rng.random() < 0.08 else _SIZES
     width, height = sizes[int(rng.integers(len(sizes)))]
     radius = int(rng.integers(8, 10)) + (min(width, height) > 96) * int(rng.integers(0, 4))
     for _ in range(40):
