@@ -17,12 +17,12 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO, Protocol, overload
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -69,6 +69,18 @@ def printable(text: str, limit: int = 200) -> str:
 
 
 # --- where a picture lies ---------------------------------------------------------------------------------
+
+
+class Lies(Protocol):
+    """Where a picture lies; `str` of it names the picture in messages."""
+
+    def key(self) -> Hashable:
+        """Changes when the picture does. Raises OSError or ValueError if it is not there."""
+        ...
+
+    def open(self) -> BinaryIO:
+        """The bytes. Raises BadPicture."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,7 +182,7 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _opened(ref: Ref, megapixels: float) -> Iterator[tuple[Image.Image, Size, int]]:
+def opened(ref: Lies, megapixels: float) -> Iterator[tuple[Image.Image, Size, int]]:
     """(undecoded picture, size after orientation, orientation); every failure inside becomes BadPicture."""
     try:
         with quiet, ref.open() as stream, Image.open(stream, formats=_formats()) as image:
@@ -205,7 +217,7 @@ def _orientation(image: Image.Image) -> int:
     return turn if turn in _TURNS else 1
 
 
-def _check_size(ref: Ref, size: Size, megapixels: float) -> None:
+def _check_size(ref: Lies, size: Size, megapixels: float) -> None:
     width, height = size
     if width * height > megapixels * 1e6:
         raise _too_large(ref, megapixels, f"{width} x {height} pixels, ")
@@ -216,22 +228,22 @@ def _check_size(ref: Ref, size: Size, megapixels: float) -> None:
         )
 
 
-def _too_large(ref: Ref, megapixels: float, shown: str = "") -> BadPicture:
+def _too_large(ref: Lies, megapixels: float, shown: str = "") -> BadPicture:
     return BadPicture(f"the picture {ref} has {shown}more than {megapixels:g} megapixels", "scale it down")
 
 
-def read_size(ref: Ref, megapixels: float = MEGAPIXELS) -> Size:
+def read_size(ref: Lies, megapixels: float = MEGAPIXELS) -> Size:
     """Size after EXIF orientation, from the header. Raises BadPicture."""
-    with _opened(ref, megapixels) as (_, size, _turn):
+    with opened(ref, megapixels) as (_, size, _turn):
         return size
 
 
-def verify(ref: Ref, megapixels: float = MEGAPIXELS) -> Size:
+def verify(ref: Lies, megapixels: float = MEGAPIXELS) -> Size:
     """Size after EXIF orientation, after decoding the whole picture once. Raises BadPicture.
 
     A JPEG is read to its end but only an eighth of its pixels are computed, which is about twice as fast.
     """
-    with _opened(ref, megapixels) as (image, size, turn):
+    with opened(ref, megapixels) as (image, size, turn):
         if image.format in ("JPEG", "MPO"):
             image.draft("L", (1, 1))
             image.load()
@@ -240,14 +252,18 @@ def verify(ref: Ref, megapixels: float = MEGAPIXELS) -> Size:
         return size
 
 
-def decode(ref: Ref, megapixels: float = MEGAPIXELS) -> Image.Image:
+def decode(ref: Lies, megapixels: float = MEGAPIXELS) -> Image.Image:
     """The picture as RGB, turned by its EXIF orientation. Raises BadPicture."""
-    with _opened(ref, megapixels) as (image, _, turn):
+    with opened(ref, megapixels) as (image, _, turn):
         return _oriented(image, turn)
 
 
 def _oriented(image: Image.Image, turn: int) -> Image.Image:
-    picture = to_rgb(image)
+    return turned(to_rgb(image), turn)
+
+
+def turned(picture: Image.Image, turn: int) -> Image.Image:
+    """Upright by its EXIF orientation."""
     return picture.transpose(_TURNS[turn]) if turn in _TURNS else picture
 
 
@@ -290,19 +306,18 @@ class PictureCache:
         self._pictures: OrderedDict[Hashable, Image.Image] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, ref: Ref, megapixels: float) -> Image.Image:
+    def get(self, ref: Lies, megapixels: float) -> Image.Image:
         """The picture, decoded now or kept. Raises BadPicture."""
-        try:
-            key = ref.key()
-        except (OSError, ValueError):
-            ref.open().close()  # says what is wrong
-            raise BadPicture(f"the picture {ref} cannot be opened", "copy it again") from None
+        return self.kept(key_of(ref), lambda: decode(ref, megapixels))
+
+    def kept(self, key: Hashable, make: Callable[[], Image.Image]) -> Image.Image:
+        """What is kept under the key, else what `make` gives."""
         with self._lock:
             kept = self._pictures.get(key)
             if kept is not None:
                 self._pictures.move_to_end(key)
                 return kept
-        picture = decode(ref, megapixels)  # outside the lock: two threads may decode one picture twice
+        picture = make()  # outside the lock: two threads may decode one picture twice
         with self._lock:
             if key not in self._pictures and _weight(picture) <= self.limit:
                 self._pictures[key] = picture
@@ -315,6 +330,15 @@ class PictureCache:
         with self._lock:
             self._pictures.clear()
             self.bytes = 0
+
+
+def key_of(ref: Lies) -> Hashable:
+    """`ref.key()`. Raises BadPicture if the picture is not there."""
+    try:
+        return ref.key()
+    except (OSError, ValueError):
+        ref.open().close()  # says what is wrong
+        raise BadPicture(f"the picture {ref} cannot be opened", "copy it again") from None
 
 
 def _weight(picture: Image.Image) -> int:

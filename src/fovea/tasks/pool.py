@@ -48,7 +48,10 @@ class Pool(Protocol):
         ...
 
     def sequences(self) -> tuple[tuple[int, ...], ...]:
-        """Frame sequences in order, as numbers of pictures; empty where the pool has none."""
+        """Frame sequences in order, as numbers of pictures; empty where the pool has none.
+
+        Frames other than a sequence's first have numbers from `len` on: who draws below `len` draws no two of one.
+        """
         ...
 
 

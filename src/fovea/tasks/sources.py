@@ -132,7 +132,7 @@ def open_source(
         name = str(path).removeprefix(HUB).partition("@")[0].rpartition("/")[2]
         source = Source(name=name, file=str(path), folder=base, lines=lines, unit="row", lenient=True)
     else:
-        file, part = _parted(path)
+        file, part = parted(path)
         source = _of_path(file, part, _base(images, file if file.is_dir() else file.parent), options)
     if strict:
         _refuse_unused(source, options)
@@ -141,7 +141,7 @@ def open_source(
     return source
 
 
-def _parted(path: str | Path) -> tuple[Path, str | None]:
+def parted(path: str | Path) -> tuple[Path, str | None]:
     """(file, part): `refs.json@val` names a part, unless a file is called so. Raises UserError if nothing is there."""
     file, part = Path(path), None
     try:

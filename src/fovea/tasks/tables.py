@@ -60,22 +60,67 @@ def read_table(path: Path, folder: Path) -> Iterator[tuple[int, Any]]:
 
     Raises UserError if the extra is missing or the table cannot be read.
     """
+    return _records(_table(path), folder)
+
+
+def _table(path: Path) -> Table:
     head = path / "state.json" if path.is_dir() else path
     if (path / "dataset_dict.json").is_file():
         parts = sorted(part.name for part in path.iterdir() if (part / "state.json").is_file())
         raise UserError(
             f"{path} holds several parts ({', '.join(parts)}); name one, for example {path / (parts or ['train'])[0]}."
         )
-    return _records(Table(path=str(path), stamp=head.stat().st_mtime_ns), folder)
+    return Table(path=str(path), stamp=head.stat().st_mtime_ns)
 
 
 def read_hub(name: str, folder: Path, *, download: bool) -> Iterator[tuple[int, Any]]:
     """As `read_table`, of `hub:OWNER/NAME` or `hub:OWNER/NAME@SPLIT` (default: train). Raises UserError."""
+    return _records(_hub_table(name, download), folder)
+
+
+def _hub_table(name: str, download: bool) -> Table:
     if not re.fullmatch(r"hub:\w[\w.-]*/\w[\w.-]*(@\w[\w.-]*)?", name):
         raise UserError(f"{name[:200]!r} names no dataset; write hub:OWNER/NAME or hub:OWNER/NAME@SPLIT.")
     if not download:
         raise UserError(f"{name} would be fetched from the Hugging Face hub; allow it with download=true.")
-    return _records(Table(path=name, stamp=0), folder)
+    return Table(path=name, stamp=0)
+
+
+def read_cells(path: str | Path, *, download: bool = False) -> Iterator[tuple[str, Ref | BadLine]]:
+    """(name, picture or what is wrong) of every picture in a table's one column of pictures, no other column read.
+
+    `path` may be hub:OWNER/NAME@SPLIT. The column is that of pictures (or of bytes), `image` or `images` where there
+    are several. Raises UserError as `read_table`, and for no or more such columns.
+    """
+    hub = str(path).startswith(HUB)
+    table = _hub_table(str(path), download) if hub else _table(Path(path))
+    dataset = _dataset(table.path, table.stamp)
+    found = [name for name, feature in dataset.features.items() if _holds_pictures(feature)]
+    named = [name for name in PICTURES if name in found] or found
+    if len(named) != 1:
+        raise UserError(
+            f"{table.path} has {'no column' if not named else 'several columns'} of pictures "
+            f"({', '.join(named or dataset.column_names)[:200] or 'none at all'}); name one of them image."
+        )
+    chosen, folder = dataset.select_columns(named), Path(".") if hub else Path(path).parent
+    for row in range(len(chosen)):
+        label = f"row {row + 1:06d}"
+        try:
+            refs = _refs(chosen[row][named[0]], table, row, named[0], folder)
+        except BadLine as error:
+            yield label, error
+            continue
+        yield from ((f"{label}#{item + 1}" if item else label, ref) for item, ref in enumerate(refs))
+
+
+def _holds_pictures(feature: Any) -> bool:
+    """Whether a column's cells are pictures, bytes, or lists of those."""
+    import datasets
+
+    inner = getattr(feature, "feature", feature)
+    if isinstance(feature, dict):  # a struct {"bytes", "path"} that a parquet file without metadata has
+        inner = feature.get("bytes")
+    return isinstance(inner, datasets.Image) or str(getattr(inner, "dtype", "")) in ("binary", "large_binary")
 
 
 def _records(table: Table, folder: Path) -> Iterator[tuple[int, Any]]:
