@@ -20,25 +20,25 @@ from fovea.tasks.ssl.geometry import (
     mapped,
     mark,
     quad,
-    radius,
-    scattered,
+    room,
     warp,
     within,
 )
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable
 from fovea.tasks.ssl.views import draw, finish, tint, window
 
-APART = (0.3, 0.2, (0.1, 0.3))
+APART = (0.25, 0.18, (0.1, 0.3))
 """Between two points in the second view, as a share of its side."""
 CORNERS = (0.03, 0.2, (0.0, 0.25))
 """How far a corner of the second view is moved, as a share of its side."""
 TURN = (0.0, 25.0, (0.0, 40.0))
-JITTER = (0.3, 1.0, (0.0, 1.0))
+JITTER = (0.6, 1.0, (0.0, 1.0))
 EDGE = 0.12
 """No point lies nearer to a view's border."""
 CELLS = 64
 """Pixels a side at which points are compared."""
-MANY = 150
+MANY, CENTRES, SETS = 400, 16, 60
+"""Points, those around which others of the same colour are sought, and sets of them that are tried for each."""
 
 
 def chance(
@@ -64,22 +64,22 @@ def make(
     turn: float | None = None,
     jitter: float | None = None,
 ) -> Asked:
-    """None: by the difficulty. `n`: points to choose from. `apart`: least distance of two of them / side. `corners`:
-    most that the second view's corners are moved / side, its perspective. `turn`: most degrees that it is turned.
-    `jitter`: how differently the two are tinted."""
-    distance = knob("apart", apart, difficulty, *APART)
+    """None: by the difficulty. `n`: points to choose from. `apart`: least distance of two of them / side (in small
+    views at least 17 pixels). `corners`: most that the second view's corners are moved / side, its perspective.
+    `turn`: most degrees that it is turned. `jitter`: how differently the two are tinted."""
+    distance = max(room(images.side), knob("apart", apart, difficulty, *APART))
     strength = knob("jitter", jitter, difficulty, *JITTER)
     moved = knob("corners", corners, difficulty, *CORNERS)
     angle = knob("turn", turn, difficulty, *TURN)
-    side, rank = images.side, int(rng.integers(n))
+    side, ranks = images.side, rng.integers((max(2, n - 1), n))
     for _ in range(TRIES):
         picture = images.picture(draw(rng, images)[0])
-        one = quad(window(rng, picture.size, least=0.75, most=0.95))
+        one = quad(window(rng, picture.size, least=0.7, most=0.95))
         two = _second(rng, one, moved, angle)
         if not within(two, picture.size):
             continue
         link = homography(two, UNIT) @ homography(UNIT, one)  # unit square of the first view → of the second
-        found = _points(rng, warp(picture, one, (CELLS, CELLS)), link, n, distance, rank)
+        found = _points(rng, warp(picture, one, (CELLS, CELLS)), link, n, distance, ranks)
         if found is not None:
             break
     else:
@@ -105,50 +105,60 @@ def make(
 
 
 def _second(rng: np.random.Generator, one: Quad, moved: float, angle: float) -> Quad:
-    """Another part of the picture: 60 to 85 % of the first view, elsewhere in it or beside, turned, in perspective."""
+    """Another part of the picture, 60 to 100 % of the first view, turned and in perspective."""
     side = one[1, 0] - one[0, 0]
-    scale, turn = rng.uniform(0.6, 0.85), np.radians(rng.uniform(-angle, angle))
-    middle = one.mean(0) + side * rng.uniform(-0.25, 0.25, 2)
+    scale, turn = rng.uniform(0.6, 1.0), np.radians(rng.uniform(-angle, angle))
+    middle = one.mean(0) + side * rng.uniform(-0.3, 0.3, 2)
     spin = np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
     corners = (UNIT - 0.5 + rng.uniform(-moved, moved, (4, 2))) @ spin
     return np.asarray(middle + side * scale * corners)
 
 
 def _points(
-    rng: np.random.Generator, view: Image.Image, link: np.ndarray, n: int, apart: float, rank: int
+    rng: np.random.Generator, view: Image.Image, link: np.ndarray, n: int, apart: float, ranks: np.ndarray
 ) -> tuple[np.ndarray, int] | None:
     """Points [n, 2] of the unit square of the first view, seen in both, and which of them is asked about.
 
-    They have nearly the same colour and different surroundings. The set is drawn before the one that is asked
-    about, so that the second view alone says nothing; and that one is, among all, the `rank`-nearest to where the
-    mark is in the first view, so that its place in the picture says nothing either.
+    They have nearly the same colour and different surroundings. The one that is asked about is, among all of them
+    in the second view, the `ranks[0]`-nearest to where the mark is in the first one and the `ranks[1]`-nearest to
+    the middle. The ranks are drawn apart: the places of marks say little.
     """
     points = rng.uniform(EDGE, 1 - EDGE, (MANY, 2))
-    there = mapped(link, points)
-    points = points[(np.abs(there - 0.5) <= 0.5 - EDGE).all(1)]
+    points = points[(np.abs(mapped(link, points) - 0.5) <= 0.5 - EDGE).all(1)]
     if len(points) < 4 * n:
         return None
     colors, patches = _looks(view, points)
     points, colors, patches = (a[patches.std((1, 2)) > 6] for a in (points, colors, patches))
-    if len(points) < 3 * n:
+    if len(points) < 4 * n:
         return None
     there = mapped(link, points)
-    for centre in rng.permutation(len(points))[:12]:
-        alike = np.argsort(np.abs(colors - colors[centre]).sum(1))[: max(2 * n, len(points) // 4)]
-        for chosen in alike[scattered(rng, there[alike], n, apart, 60)]:
-            near = np.linalg.norm(points[chosen, None] - there[chosen], axis=-1)  # [asked about, candidate]
-            places = (near < near.diagonal()[:, None]).sum(1)
-            fitting = np.flatnonzero(places == rank)
-            shapes = patches[chosen] - patches[chosen].mean((1, 2), keepdims=True)
-            unlike = np.abs(shapes[:, None] - shapes).mean((2, 3)) + 255 * np.eye(n)
-            if len(fitting) and unlike.min() > 8:
-                return points[chosen], int(rng.choice(fitting))
+    # Around each of some points, sets of n of those that have the nearest colours.
+    centres = rng.permutation(len(points))[:CENTRES]
+    alike = np.abs(colors[centres, None] - colors).sum(2).argsort(1)[:, : max(2 * n, len(points) // 10)]
+    sets = rng.random((len(centres), SETS, alike.shape[1])).argpartition(n - 1, axis=2)[:, :, :n]
+    sets = np.take_along_axis(alike[:, None], sets, axis=2).reshape(-1, n)
+    gaps = np.linalg.norm(there[sets][:, :, None] - there[sets][:, None], axis=-1) + 9 * np.eye(n)
+    sets = sets[gaps.min((1, 2)) >= apart]
+    near = np.linalg.norm(
+        points[sets][:, :, None] - there[sets][:, None], axis=-1
+    )  # [set, asked about, candidate]
+    middle = np.linalg.norm(there[sets] - 0.5, axis=-1)
+    own = np.diagonal(near, axis1=1, axis2=2)[:, :, None]
+    right = (near < own).sum(2) == ranks[0]
+    right &= (middle[:, None] < middle[:, :, None]).sum(2) == ranks[1]
+    for which, true in rng.permutation(np.argwhere(right))[:20]:
+        chosen = sets[which]
+        shapes = patches[chosen] - patches[chosen].mean((1, 2), keepdims=True)
+        unlike = np.abs(shapes[:, None] - shapes).mean((2, 3)) + 255 * np.eye(n)
+        if unlike.min() > 8:
+            order = rng.permutation(n)
+            return points[chosen[order]], int(np.flatnonzero(order == true)[0])
     return None
 
 
 def _looks(view: Image.Image, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean colour [m, 3] under a mark, and the grey surroundings [m, 9, 9], of points in a view of CELLS pixels."""
-    smooth = np.asarray(view.filter(ImageFilter.BoxBlur(radius(CELLS))), np.float32)
+    smooth = np.asarray(view.filter(ImageFilter.BoxBlur(1)), np.float32)
     grey = np.asarray(view.convert("L"), np.float32)
     x, y = np.clip((points * CELLS).astype(int), 4, CELLS - 5).T
     reach = np.arange(-4, 5)
@@ -162,7 +172,7 @@ GENERATOR = Generator(
     about="which of the points marked in another view is the one marked in the first",
     answer="a letter",
     rewards={"choice": 1.0, "format": 0.1},
-    shortcuts="the points have nearly one colour; the set is drawn before the one that is asked about, so that the "
-    "second view alone says nothing; the true one is as often the farthest as the nearest of them to where the mark "
-    "is in the first view; tints are drawn apart",
+    shortcuts="the points have nearly one colour, tints are drawn apart; among the points the true one is as often "
+    "the first, second, … nearest to the middle, and the nearest, second or third nearest to where the mark is in the "
+    "first view (never the last of four, which hardly occurs: one in three by places alone)",
 )

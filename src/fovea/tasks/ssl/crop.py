@@ -73,18 +73,22 @@ def make(
         x1, y1, x2, y2 = _draw_box(rng, mean, most_stretch)
         angle = rng.uniform(-most_turn, most_turn)
         scale = outer[2] - outer[0]
-        inner = tuple(outer[k % 2] + scale * v for k, v in enumerate((x1, y1, x2, y2)))
-        whole = warp(picture, quad(outer), (side, side))
-        part = warp(picture, quad((inner[0], inner[1], inner[2], inner[3]), angle), (part_side, part_side))
-        box = tuple(round(v * side) for v in (x1, y1, x2, y2))
-        if not plain(part) and not _elsewhere(whole, (x1, y1, x2, y2)):
+        inner = (outer[0] + scale * x1, outer[1] + scale * y1, outer[0] + scale * x2, outer[1] + scale * y2)
+        seen = warp(picture, quad(outer), (CELLS, CELLS))
+        if not plain(warp(picture, quad(inner, angle), (CELLS, CELLS))) and not _elsewhere(
+            seen, (x1, y1, x2, y2)
+        ):
             break
     else:
         raise unsuitable("ssl/crop", images, "plain, or the same in several places")
-    turned = " It may be recoloured, stretched and slightly turned." if most_turn else ""
+    views = (
+        warp(picture, quad(outer), (side, side)),
+        warp(picture, quad(inner, angle), (part_side, part_side)),
+    )
+    box = tuple(round(v * side) for v in (x1, y1, x2, y2))
     return Asked(
-        images=finish(rng, [tint(rng, whole, strength), tint(rng, part, strength)]),
-        question=f"The second picture is a part of the first.{turned} Where is it in the first? "
+        images=finish(rng, [tint(rng, view, strength) for view in views]),
+        question="The second picture is a part of the first, perhaps changed a little. Where is it in the first? "
         "Answer with its box.",
         answer=box,
         said=place(box),
@@ -104,8 +108,8 @@ def _draw_box(rng: np.random.Generator, mean: float, stretch: float) -> Box:
 
 
 def _elsewhere(whole: Image.Image, box: Box) -> bool:
-    """Whether a place that meets the box with an IoU under 1/3 looks the same, brightness apart."""
-    grey = np.asarray(whole.convert("L").resize((CELLS, CELLS), Image.Resampling.BOX), np.float32)
+    """Of a view of CELLS pixels: whether a place that meets the box with IoU < 1/3 looks the same, brightness apart."""
+    grey = np.asarray(whole.convert("L"), np.float32)
     x1, y1 = int(box[0] * CELLS), int(box[1] * CELLS)
     w, h = max(4, int((box[2] - box[0]) * CELLS)), max(4, int((box[3] - box[1]) * CELLS))
     places = np.lib.stride_tricks.sliding_window_view(grey, (h, w))[::2, ::2]

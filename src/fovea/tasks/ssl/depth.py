@@ -14,7 +14,7 @@ import numpy as np
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.geometry import mark, quad, radius, scattered, warp
+from fovea.tasks.ssl.geometry import mark, quad, radius, room, scattered, warp
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
 from fovea.tasks.ssl.views import Box, draw, finish, tint, window
 
@@ -57,9 +57,7 @@ def make(
         picture = images.picture(number)
         box = window(rng, picture.size, least=0.7)
         # Where this pool has no such points, those of any heights are better than none.
-        found = _points(
-            rng, depth, box, count, least, heights if trial < TRIES // 2 else None, radius(side) / side
-        )
+        found = _points(rng, depth, box, count, least, heights if trial < TRIES // 2 else None, side)
         if found is not None:
             break
     else:
@@ -85,7 +83,7 @@ def _points(
     n: int,
     least: float,
     heights: np.ndarray | None,
-    mark_radius: float,
+    side: int,
 ) -> np.ndarray | None:
     """Points [n, 2] of the view's unit square, nearest first; None if there are none.
 
@@ -99,15 +97,16 @@ def _points(
     low, high = np.nanpercentile(view, (2, 98))
     if not high > low:
         return None
+    distance = max(DISTANCE, room(side))
     points = rng.uniform(EDGE, 1 - EDGE, (MANY, 2))
     x, y = (points * (x2 - x1) + (x1, y1)).T
-    reach = np.linspace(-1, 1, 5) * mark_radius * (x2 - x1)
+    reach = np.linspace(-1, 1, 5) * radius(side) / side * (x2 - x1)
     rows = np.clip(y[:, None, None] + reach[:, None], 0, depth.shape[0] - 1).astype(int)
     columns = np.clip(x[:, None, None] + reach, 0, depth.shape[1] - 1).astype(int)
     under = (depth[rows, columns] - low) / (high - low)  # [MANY, 5, 5], NaN where unknown
     flat = under.max((1, 2)) - under.min((1, 2)) <= min(FLAT, least / 2)  # False for NaN
     points, level = points[flat], under[:, 2, 2][flat]
-    for chosen in scattered(rng, points, n, DISTANCE, 400):
+    for chosen in scattered(rng, points, n, distance, 400):
         ranked = chosen[np.argsort(level[chosen])]
         wide = np.diff(level[ranked]).min() >= least
         if wide and (heights is None or (np.argsort(points[ranked, 1]) == heights).all()):

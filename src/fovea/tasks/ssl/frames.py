@@ -23,6 +23,8 @@ from fovea.tasks.ssl.views import finish, plain, small, tint, window
 
 SPAN = (1.0, 0.4, (0.1, 1.0))
 """Part of a sequence from which the frames are taken: easiest, hardest, allowed."""
+CELLS = 64
+"""Pixels a side at which frames are compared."""
 MOVED = 15.0
 """Grey levels by which the most changed twentieth of two small frames must differ on average."""
 
@@ -62,11 +64,12 @@ def make(
         if len({frame.size for frame in frames}) > 1:
             continue
         corners = quad(window(rng, frames[0].size, least=0.8))
-        views = [warp(frame, corners, (images.side, images.side)) for frame in frames]
+        views = [warp(frame, corners, (CELLS, CELLS)) for frame in frames]
         if not any(map(plain, views)) and not _alike(views):
             break
     else:
         raise unsuitable("ssl/frames", images, f"no sequence of {count + anchor} frames, or nothing moves")
+    views = [warp(frame, corners, (images.side, images.side)) for frame in frames]
     start, rest = views[:anchor], views[anchor:]
     shown = rng.permutation(count)  # place among the pictures → rank in time
     answer = [int(place) + 1 for place in np.argsort(shown)]

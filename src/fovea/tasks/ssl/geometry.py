@@ -93,30 +93,40 @@ def _letters(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def room(side: int) -> float:
+    """Least distance of two marks as a share of the side, so that no name covers another mark."""
+    return max(0.12, 14 / side)
+
+
 def mark(view: Image.Image, points: np.ndarray, names: str) -> Image.Image:
     """A copy with a ring around every point [n, 2] and its name (one character, or a space for none) beside it."""
     made = view.copy()
     draw = ImageDraw.Draw(made)
     side, ring = max(view.size), radius(max(view.size))
-    line, letters = max(1, side // 200), _letters(max(10, side // 20))
-    for (x, y), name in zip(points.tolist(), names):
+    line, em = max(1, side // 200), max(10, side // 20)
+    for (x, y), name, (u, v) in zip(
+        points.tolist(), names, _beside(view.size, points, ring + 0.55 * em + line)
+    ):
         for extra, ink in ((line, "black"), (0, "white")):
             reach = ring + extra
             draw.ellipse(
-                (x - reach, y - reach, x + reach, y + reach), outline=ink, width=line + (extra > 0) * line
+                (x - reach, y - reach, x + reach, y + reach), outline=ink, width=line * (1 + bool(extra))
             )
-        # Beside the ring, towards the middle, so that no letter leaves the picture.
-        left = x > view.width / 2
-        draw.text(
-            (x + (-1 if left else 1) * (ring + 2 * line + 1), y),
-            name,
-            fill="white",
-            font=letters,
-            anchor="rm" if left else "lm",
-            stroke_width=line,
-            stroke_fill="black",
-        )
+        draw.text((u, v), name, "white", _letters(em), "mm", stroke_width=line, stroke_fill="black")
     return made
+
+
+def _beside(size: tuple[int, int], points: np.ndarray, reach: float) -> np.ndarray:
+    """[n, 2]: where the points' names go: right, left, below or above, wherever the most room is."""
+    taken: list[list[float]] = points.tolist()
+    names: list[list[float]] = []
+    for i, point in enumerate(points):
+        places = point + reach * np.array([(1, 0), (-1, 0), (0, 1), (0, -1)])
+        others = np.array([*taken[:i], *taken[i + 1 :], *names]).reshape(-1, 2)
+        gaps = np.linalg.norm(places[:, None] - others, axis=-1).min(1, initial=2 * reach)
+        border = 1.5 * np.minimum(places, np.array(size) - places).min(1)
+        names.append(places[int(np.argmax(np.minimum(gaps, border).round(3)))].tolist())
+    return np.array(names)
 
 
 def scattered(rng: np.random.Generator, points: np.ndarray, n: int, apart: float, tries: int) -> np.ndarray:

@@ -22,6 +22,8 @@ SHARES = ((0.75, 0.25), (0.8, 0.4), (0.8, 0.5, 0.2), (0.85, 0.6, 0.35, 0.1))
 SIDE = 0.42
 """Side of a window as a share of the picture's shorter side: two that share nothing fit in."""
 JITTER = (0.4, 1.0, (0.0, 1.0))
+CELLS = 64
+"""Pixels a side at which views are compared."""
 
 
 def chance(
@@ -55,13 +57,15 @@ def make(
         boxes = _windows(rng, picture.size, shares if other else (*shares, 0.0))
         if boxes is None or (other and not rest):
             continue
-        views = [render(picture, box, (images.side, images.side)) for box in boxes]
+        parts = [(picture, box) for box in boxes]
         if other:
-            views.append(render(rest[0], _anywhere(rng, rest[0].size), (images.side, images.side)))
-        if not any(map(plain, views)) and not _alike(views):
+            parts.append((rest[0], _anywhere(rng, rest[0].size)))
+        views = [render(*part, (CELLS, CELLS)) for part in parts]
+        if not any(map(plain, [*views, *_shared(views[0], boxes)])) and not _alike(views):
             break
     else:
         raise unsuitable("ssl/similar", images, "plain, or the same in several places")
+    views = [render(*part, (images.side, images.side)) for part in parts]
     count = len(views) - 1
     shown = rng.permutation(count)  # place among the candidates → rank
     answer = [int(place) + 1 for place in np.argsort(shown)]
@@ -108,6 +112,19 @@ def _windows(
                 break
         else:
             return None
+    return found
+
+
+def _shared(reference: Image.Image, boxes: list[Box]) -> list[Image.Image]:
+    """The parts of the reference that the others show, where they show any: something must be seen in them."""
+    x1, y1, x2, _ = boxes[0]
+    scale, found = reference.width / (x2 - x1), []
+    for box in boxes[1:]:
+        dx, dy = (box[0] - x1) * scale, (box[1] - y1) * scale
+        left, top = round(max(0, dx)), round(max(0, dy))
+        right, bottom = round(reference.width + min(0, dx)), round(reference.height + min(0, dy))
+        if right > left and bottom > top:
+            found.append(reference.crop((left, top, right, bottom)))
     return found
 
 

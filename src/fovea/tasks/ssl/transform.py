@@ -90,9 +90,10 @@ def make(
         picture, [quad(box), corners[true]], ["none", listed[true]], images.side, detail, "swap" in listed
     )
     options = "; ".join(f"{letter}: {KINDS[kind]}" for letter, kind in zip("ABCDEF", listed))
+    told = "What, apart from a tint," if tinted else "What"
     return Asked(
         images=finish(rng, [tint(rng, first, tinted), tint(rng, second, tinted)]),
-        question=f"What was done to the first picture to get the second? {options}.",
+        question=f"{told} was done to the first picture to get the second? {options}.",
         answer="ABCDEF"[true],
         said="ABCDEF"[true],
         difficulty=difficulty,
