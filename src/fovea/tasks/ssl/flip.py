@@ -11,7 +11,7 @@ from PIL import Image
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable, whole
 from fovea.tasks.ssl.views import SAME, draw, finish, plain, render, small, tint, window
 
 WAYS = ("none", "upside-down", "left-right", "both")
@@ -20,7 +20,7 @@ MANY = (2, 3, 3, 4)
 
 
 def chance(difficulty: float, *, ways: int = 0, shift: float | None = None, jitter: float = 0.5) -> float:
-    return 1 / (ways or step_of(difficulty, MANY))
+    return 1 / whole("ways", ways, difficulty, MANY, (2, 4))
 
 
 def make(
@@ -34,17 +34,17 @@ def make(
 ) -> Asked:
     """`ways`: 2 to 4 answers (none, upside-down, left-right, both; 0: by the difficulty). `shift`: how far apart
     the two views may lie, as a share of their sides, 0 to 0.3. `jitter`: how differently they are tinted."""
-    names = WAYS[: min(max(ways or step_of(difficulty, MANY), 2), 4)]
-    shift = min(max(0.2 * difficulty if shift is None else shift, 0.0), 0.3)
+    names = WAYS[: whole("ways", ways, difficulty, MANY, (2, 4))]
+    shift = knob("shift", shift, difficulty, 0.0, 0.2, (0.0, 0.3))
     answer = names[int(rng.integers(len(names)))]
     size = (images.side, images.side)
     for _ in range(TRIES):
         picture = images.picture(draw(rng, images)[0])
-        whole = window(rng, picture.size, least=0.7)
-        side = (whole[2] - whole[0]) * (1 - shift)
+        part = window(rng, picture.size, least=0.7)
+        side = (part[2] - part[0]) * (1 - shift)
         first, second = (
             render(picture, (x, y, x + side, y + side), size)
-            for x, y in rng.uniform(whole[:2], np.array(whole[:2]) + shift * (whole[2] - whole[0]), (2, 2))
+            for x, y in rng.uniform(part[:2], np.array(part[:2]) + shift * (part[2] - part[0]), (2, 2))
         )
         others = [mirrored(first, way) for way in WAYS[1:]]
         if not plain(first) and all(_apart(first, other, shift) >= SAME for other in others):
@@ -54,7 +54,7 @@ def make(
     views = [tint(rng, view, jitter) for view in (first, mirrored(second, answer))]
     return Asked(
         images=finish(rng, views),
-        question="The second picture shows nearly the same as the first. How is it mirrored: "
+        question="The second picture shows nearly the same as the first. Is it mirrored, and how: "
         f"{', '.join(names)}?",
         answer=answer,
         said=answer,

@@ -13,19 +13,21 @@ import numpy as np
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
 from fovea.tasks.ssl.flip import mirrored
-from fovea.tasks.ssl.pieces import board, cells, cut, fitting, flip_shows, numbered, piece
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
+from fovea.tasks.ssl.pieces import GAP, board, cells, cut, fitting, flip_shows, numbered, piece
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable, whole
 from fovea.tasks.ssl.views import draw, finish, tint, window
 
 GRIDS = (2, 3, 4)
 """Tiles along a side, easiest first."""
+MANY = (2, 6)
+"""Fewest and most along a side that `n` takes."""
 Way = Literal["either", "left-right", "upside-down"]
 
 
 def chance(
     difficulty: float, *, n: int = 0, way: Way = "either", gap: float | None = None, jitter: float = 0.5
 ) -> float:
-    return 1 / (n or step_of(difficulty, GRIDS)) ** 2
+    return 1 / whole("n", n, difficulty, GRIDS, MANY) ** 2
 
 
 def make(
@@ -40,8 +42,8 @@ def make(
 ) -> Asked:
     """`n`: tiles along a side (0: by the difficulty and what fits). `way`: of the flip. `gap`: share of a tile's
     sides that is hidden, 0 to 0.5. `jitter`: how differently the tiles are tinted."""
-    n = n or step_of(difficulty, fitting(GRIDS, images.side))
-    gap = min(max(0.04 + 0.16 * difficulty if gap is None else gap, 0.0), 0.5)
+    n = whole("n", n, difficulty, fitting(GRIDS, images.side), MANY)
+    gap = knob("gap", gap, difficulty, *GAP)
     answer = int(rng.integers(n * n))
     turn = ("left-right", "upside-down")[int(rng.integers(2))] if way == "either" else way
     for _ in range(TRIES):

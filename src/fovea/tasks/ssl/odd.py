@@ -13,13 +13,27 @@ from PIL import Image
 from fovea.boxes import place
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.patches import beside, blind_one, matched, paste, patch_side, squares
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
-from fovea.tasks.ssl.views import SAME, difference, draw, finish, plain, render, tint, window
+from fovea.tasks.ssl.patches import (
+    beside,
+    blind_one,
+    busy,
+    decoys_of,
+    matched,
+    misfit,
+    paste,
+    patch_share,
+    patch_side,
+    squares,
+)
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable
+from fovea.tasks.ssl.views import SAME, draw, finish, render, tint, window
 
 DECOYS = (1, 1, 2, 2)
 SHARES = (0.4, 0.36, 0.32, 0.25)
 """Decoys, and a patch's share of the picture's side, easiest first."""
+
+UNLIKE = 2 * SAME
+"""Grey levels by which a patch must differ from what it replaces, inside and along the border."""
 
 
 def chance(
@@ -31,8 +45,8 @@ def chance(
     border: float = 0.15,
     jitter: float = 0.5,
 ) -> float:
-    others = step_of(difficulty, DECOYS) if decoys is None else decoys
-    return blind_one(share or step_of(difficulty, SHARES), 1 + others)
+    others = decoys_of(decoys, difficulty, DECOYS)
+    return blind_one(patch_share(share, difficulty, SHARES), 1 + others)
 
 
 def make(
@@ -50,9 +64,9 @@ def make(
     far colours and contrast are made those of what is replaced, 0 to 1. `border`: share of a patch that fades.
     `jitter`: how differently patches are tinted."""
     side = images.side
-    patch = patch_side(side, share or step_of(difficulty, SHARES))
-    others = step_of(difficulty, DECOYS) if decoys is None else decoys
-    match = 0.6 + 0.4 * difficulty if match is None else match
+    patch = patch_side(side, patch_share(share, difficulty, SHARES))
+    others = decoys_of(decoys, difficulty, DECOYS)
+    match = knob("match", match, difficulty, 0.6, 1.0, (0.0, 1.0))
     spots = squares(rng, side, patch, 1 + others)
     for _ in range(TRIES):
         host, *guest = (images.picture(i) for i in draw(rng, images, 2))
@@ -61,7 +75,7 @@ def make(
         whole = render(host, box, (side, side))
         places = [whole.crop(spot) for spot in spots]
         foreign = _foreign(rng, guest[0], scale, places[0], difficulty) if guest else None
-        if foreign is not None and not any(plain(one) for one in places):
+        if foreign is not None and all(busy(one) for one in places):
             break
     else:
         raise unsuitable("ssl/odd", images, "plain where a patch is to lie, or others fit in")
@@ -73,7 +87,8 @@ def make(
         paste(whole, one, spot, border)
     return Asked(
         images=finish(rng, [whole]),
-        question="One square patch of this picture comes from another picture. Where is it? Answer with its box.",
+        question="One square patch of this picture comes from another picture"
+        f"{', others were only moved a little' if others else ''}. Where is it? Answer with its box.",
         answer=spots[0],
         said=place(spots[0]),
         difficulty=difficulty,
@@ -91,8 +106,8 @@ def _foreign(
     for _ in range(1 + round(5 * difficulty)):
         x, y = (rng.uniform(0, most - side) for most in guest.size)
         patch = render(guest, (x, y, x + side, y + side), replaced.size)
-        unlike = difference(matched(patch, replaced, 1.0), replaced)
-        if not plain(patch) and unlike >= 1.5 * SAME:
+        unlike = misfit(patch, replaced)
+        if busy(patch) and unlike >= UNLIKE:
             found.append((unlike, patch))
     return min(found, key=lambda one: one[0])[1] if found else None
 

@@ -12,7 +12,7 @@ import numpy as np
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
 from fovea.tasks.scenes import SHAPES, Stamp, StampSource, Thing, compose, shape_stamps
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
+from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable, whole
 from fovea.tasks.ssl.views import draw, finish, render, window
 
 MOST = (3, 3, 4, 5)
@@ -30,7 +30,7 @@ By = Literal["difficulty", "shape", "both"]
 def chance(
     difficulty: float, *, most: int = 0, total: int = 0, by: By = "difficulty", tints: float = 0.5
 ) -> float:
-    return 1 / (1 + (most or step_of(difficulty, MOST)))
+    return 1 / (1 + whole("most", most, difficulty, MOST, (1, 9)))
 
 
 def make(
@@ -47,9 +47,9 @@ def make(
     difficulty). `by`: counted are all of a shape, or those of a shape and a colour. `tints`: how much colours and
     transparency vary, 0 to 1."""
     side = images.side
-    most = most or step_of(difficulty, MOST)
+    most = whole("most", most, difficulty, MOST, (1, 9))
     both = difficulty >= 0.5 if by == "difficulty" else by == "both"
-    total = max(total or step_of(difficulty, TOTAL), 2 * most if both else most)
+    total = max(whole("total", total, difficulty, TOTAL, (1, 20)), 2 * most if both else most)
     count = int(rng.integers(most + 1))
     shape, color = str(rng.choice(SHAPES)), str(rng.choice(NAMED))
     low, high = (max(9, round(share * side)) for share in step_of(difficulty, HEIGHTS))

@@ -21,6 +21,8 @@ NUMBERED = 56
 """Shortest side of a piece in pixels that has room for its number; smaller ones are numbered by their place."""
 CLEAR = 12.0
 """Grey levels by which the seams of every other order must be worse, summed over the seams."""
+GAP = (0.04, 0.2, (0.0, 0.5))
+"""Share of a piece's sides that is hidden: easiest, hardest, what the option takes."""
 WHITE, GREY = (255, 255, 255), (128, 128, 128)
 """Between the pieces, and of a masked one."""
 _PROBE = 24  # pixels of a piece whose seams are compared
@@ -42,8 +44,9 @@ def numbered(side: int, columns: int, rows: int) -> bool:
 
 
 def fitting(values: Sequence[int], side: int) -> list[int]:
-    """Those numbers of pieces along a side of which each is at least `SMALLEST` pixels; the first at least."""
-    return [n for n in values if piece(side, n) >= SMALLEST] or [values[0]]
+    """Numbers of pieces along a side, those capped of which a piece would be smaller than `SMALLEST` pixels."""
+    most = max((n for n in values if piece(side, n) >= SMALLEST), default=values[0])
+    return [min(n, most) for n in values]
 
 
 def cells(box: Box, columns: int, rows: int) -> list[Box]:
@@ -134,7 +137,7 @@ def flip_shows(picture: Image.Image, box: Box, n: int, k: int, upright: bool) ->
     found = _probe(picture, box, n, n)
     turned = found[k, ::-1] if upright else found[k, :, ::-1]
     before, after = (Image.fromarray(one.astype(np.uint8)) for one in (found[k], turned))
-    if plain(before) or difference(before, after) < SAME:
+    if plain(before) or difference(before, after) < 2 * SAME:
         return False
     seams = 0.0
     for step, there, edge in ((-1, k % n > 0, (slice(None), 0)), (1, k % n < n - 1, (slice(None), -1))):
@@ -145,4 +148,4 @@ def flip_shows(picture: Image.Image, box: Box, n: int, k: int, upright: bool) ->
         if there:
             beside = found[k + step][-1 if step < 0 else 0]
             seams += float(np.abs(turned[row] - beside).mean() - np.abs(found[k][row] - beside).mean())
-    return seams >= CLEAR
+    return seams >= 2 * CLEAR

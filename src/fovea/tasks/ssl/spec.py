@@ -111,6 +111,21 @@ def knob(
     return easy + (hard - easy) * difficulty if given is None else given
 
 
+def whole(option: str, given: int, difficulty: float, values: Sequence[int], within: tuple[int, int]) -> int:
+    """The option as given, or for 0 what the difficulty makes of it among `values` (`step_of`). Raises UserError for
+    one that is not `within` (low, high).
+
+    Example: whole("n", 0, 0.5, (2, 3, 4), (2, 6)) == 3
+    """
+    low, high = within
+    if given and not low <= given <= high:
+        raise UserError(
+            f"The option {option} is {given}; give a whole number from {low} to {high}, or 0 for what the difficulty "
+            "makes of it."
+        )
+    return given or step_of(difficulty, values)
+
+
 def unsuitable(name: str, images: Pool, why: str) -> UserError:
     """What a generator raises after `TRIES` pictures."""
     return UserError(

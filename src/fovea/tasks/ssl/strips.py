@@ -12,19 +12,21 @@ import numpy as np
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.pieces import board, cells, cut, fitting, in_one_order, numbered, piece
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
+from fovea.tasks.ssl.pieces import GAP, board, cells, cut, fitting, in_one_order, numbered, piece
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable, whole
 from fovea.tasks.ssl.views import draw, finish, tint, window
 
 STRIPS = (2, 3, 4, 5)
 """How many, easiest first."""
+MANY = (2, 8)
+"""Fewest and most that `n` takes."""
 Cut = Literal["either", "vertical", "horizontal"]
 
 
 def chance(
     difficulty: float, *, n: int = 0, cuts: Cut = "either", gap: float | None = None, jitter: float = 0.5
 ) -> float:
-    return 1 / math.factorial(n or step_of(difficulty, STRIPS))
+    return 1 / math.factorial(whole("n", n, difficulty, STRIPS, MANY))
 
 
 def make(
@@ -39,8 +41,8 @@ def make(
 ) -> Asked:
     """`n`: strips (0: by the difficulty and what fits). `cuts`: vertical or horizontal strips. `gap`: share of a
     strip's width that is hidden, 0 to 0.5. `jitter`: how differently the strips are tinted."""
-    n = n or step_of(difficulty, fitting(STRIPS, images.side))
-    gap = min(max(0.04 + 0.16 * difficulty if gap is None else gap, 0.0), 0.5)
+    n = whole("n", n, difficulty, fitting(STRIPS, images.side), MANY)
+    gap = knob("gap", gap, difficulty, *GAP)
     upright = bool(rng.integers(2)) if cuts == "either" else cuts == "vertical"
     columns, rows = (n, 1) if upright else (1, n)
     shown = rng.permutation(n)  # shown[k]: which strip of the picture has number k + 1

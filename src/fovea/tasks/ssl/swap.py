@@ -12,9 +12,20 @@ import numpy as np
 from fovea.boxes import place
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.patches import beside, blind_two, matched, paste, patch_side, squares
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
-from fovea.tasks.ssl.views import SAME, difference, draw, finish, plain, render, tint, window
+from fovea.tasks.ssl.patches import (
+    beside,
+    blind_two,
+    busy,
+    decoys_of,
+    matched,
+    misfit,
+    paste,
+    patch_share,
+    patch_side,
+    squares,
+)
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable
+from fovea.tasks.ssl.views import SAME, draw, finish, render, tint, window
 
 DECOYS = (0, 0, 1, 2)
 SHARES = (0.42, 0.38, 0.34, 0.25)
@@ -31,8 +42,8 @@ def chance(
     border: float = 0.1,
     jitter: float = 0.5,
 ) -> float:
-    others = step_of(difficulty, DECOYS) if decoys is None else decoys
-    return blind_two(share or step_of(difficulty, SHARES), 2 + others)
+    others = decoys_of(decoys, difficulty, DECOYS)
+    return blind_two(patch_share(share, difficulty, SHARES), 2 + others)
 
 
 def make(
@@ -50,9 +61,9 @@ def make(
     beside their own place. `match`: how far colours and contrast are made those of what is replaced, 0 to 1.
     `border`: share of a square that fades. `jitter`: how differently squares are tinted."""
     side = images.side
-    size = patch_side(side, share or step_of(difficulty, SHARES))
-    others = step_of(difficulty, DECOYS) if decoys is None else decoys
-    match = difficulty if match is None else match
+    size = patch_side(side, patch_share(share, difficulty, SHARES))
+    others = decoys_of(decoys, difficulty, DECOYS)
+    match = knob("match", match, difficulty, 0.0, 0.7, (0.0, 1.0))
     spots = squares(rng, side, size, 2 + others)
     for _ in range(TRIES):
         host = images.picture(draw(rng, images)[0])
@@ -60,13 +71,11 @@ def make(
         whole = render(host, box, (side, side))
         places = [whole.crop(spot) for spot in spots]
         a, b = places[:2]
-        alike = (
-            difference(matched(a, b, 1.0), b) < 1.5 * SAME or difference(a, matched(b, a, 1.0)) < 1.5 * SAME
-        )
-        if not alike and not any(plain(one) for one in places):
+        fits = min(misfit(a, b), misfit(b, a)) < (3 - difficulty / 2) * SAME
+        if not fits and all(busy(one) for one in places):
             break
     else:
-        raise unsuitable("ssl/swap", images, "plain, or alike where squares are to be exchanged")
+        raise unsuitable("ssl/swap", images, "plain, or such that exchanged squares fit")
     scale = (box[2] - box[0]) / side
     near = [beside(rng, host, box, spot, scale, 0.1 + 0.1 * difficulty) for spot in spots[2:]]
     for patch, there, spot in zip([b, a, *near], places, spots):
@@ -75,8 +84,9 @@ def make(
     written = ", ".join(f'{{"bbox_2d": {place(spot)}, "label": "{LABEL}"}}' for spot in sorted(spots[:2]))
     return Asked(
         images=finish(rng, [whole]),
-        question="Two square parts of this picture were exchanged. Where? Answer in JSON with both boxes, each "
-        f'labelled "{LABEL}".',
+        question="Two square parts of this picture were exchanged"
+        f"{', others only moved a little' if others else ''}. Where? Answer in JSON with both boxes, each labelled "
+        f'"{LABEL}".',
         answer=answer,
         said=f"[{written}]",
         difficulty=difficulty,

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.pieces import GREY, board, cells, cut, in_one_order, numbered, piece
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
+from fovea.tasks.ssl.pieces import GAP, GREY, board, cells, cut, in_one_order, numbered, piece
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable, whole
 from fovea.tasks.ssl.views import draw, finish, tint, window
 
 GRIDS = ((2, 2), (3, 2), (3, 3))
@@ -31,8 +31,7 @@ def chance(
     gap: float | None = None,
     jitter: float = 0.5,
 ) -> float:
-    grid = step_of(difficulty, GRIDS)
-    return 1 / math.factorial((columns or grid[0]) * (rows or grid[1]))
+    return 1 / math.factorial(math.prod(_grid(columns, rows, difficulty)))
 
 
 def make(
@@ -48,9 +47,8 @@ def make(
 ) -> Asked:
     """`columns`, `rows`: of tiles (0: by the difficulty). `masked`: one tile is grey. `gap`: share of a tile's
     sides that is hidden, 0 to 0.5. `jitter`: how differently the tiles are tinted."""
-    grid = step_of(difficulty, GRIDS)
-    columns, rows = columns or grid[0], rows or grid[1]
-    gap = min(max(0.04 + 0.16 * difficulty if gap is None else gap, 0.0), 0.5)
+    columns, rows = _grid(columns, rows, difficulty)
+    gap = knob("gap", gap, difficulty, *GAP)
     n = columns * rows
     shown = rng.permutation(n)  # shown[k]: which tile of the picture has number k + 1
     for _ in range(TRIES):
@@ -76,6 +74,14 @@ def make(
         said=", ".join(map(str, order)),
         difficulty=difficulty,
         meta={"columns": columns, "rows": rows, "gap": gap},
+    )
+
+
+def _grid(columns: int, rows: int, difficulty: float) -> tuple[int, int]:
+    by_columns, by_rows = zip(*GRIDS)
+    return (
+        whole("columns", columns, difficulty, by_columns, (2, 5)),
+        whole("rows", rows, difficulty, by_rows, (2, 5)),
     )
 
 
