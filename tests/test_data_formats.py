@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,24 @@ from transformers import AutoConfig
 
 from fovea import cli
 from fovea.config import ProblemsSection, Run, load_run
+from fovea.evaluation import truth_text
+from fovea.filtering import record_of
 from fovea.models import answers_untold
 from fovea.models.policy import TINY
 from fovea.models.rendering import asked
 from fovea.rewards import correct
 from fovea.rewards.answers import normal_text
+from fovea.rollout_health import parse
 from fovea.tasks import check_task, open_data, open_task
-from fovea.tasks.check import _reply
+from fovea.tasks.chance import blind_chance
+from fovea.tasks.check import _reply, wrong_field
 from fovea.tasks.coco import COUNT_QUESTION, OVD_QUESTION, REC_QUESTION
 from fovea.tasks.convert import write_plain
 from fovea.tasks.data import DataTask, groups_of, part_of, read_data, split
 from fovea.tasks.kinds import is_mathematical, said, unboxed
-from fovea.tasks.own import ProblemList
+from fovea.tasks.own import ProblemList, problem_list
 from fovea.tasks.sources import named_files
+from fovea.tasks.written import write_task
 from fovea.training.problems import INSTRUCTIONS, NAMED, THINK, fingerprint, instruction_of, open_tasks
 from fovea.types import Problem, UserError
 
@@ -925,3 +931,114 @@ def test_the_teachers_reply_is_right_for_every_form(tmp_path: Path) -> None:
         run = load_run("quickstart", [f"data={file}", f"images={pics}", *options])
         for problem in all_of(open_data(str(run.data), run.images, problems=run.problems)):
             assert correct(_reply(problem), problem), (problem.target, problem.answer)
+
+
+# --- orders and sets ------------------------------------------------------------------------------------------
+
+ORDER = {"question": "In which order?", "answer": [3, 1, 2], "kind": "order"}
+SET = {"question": "Which are imported?", "answer": ["os", "a, b"], "kind": "set"}
+
+
+def listed(folder: Path) -> Path:
+    """One line of each kind in each schema; a set with a comma in a name."""
+    draw(folder / "1.png", (10, 10, 50, 40))
+    return lines(
+        folder / "lists.jsonl",
+        ORDER | {"image": "1.png"},
+        SET | {"meta": {"candidates": ["os", "sys", "a, b"]}},
+        turns("1.png", "In which order?", "<answer> 3,1,2 </answer>", kind="order"),
+        turns("1.png", "Which are imported?", '["os", "a, b"]', kind="set") | {"id": 2},
+        turns("1.png", "Which are imported?", "os; sys", kind="set") | {"id": 3},
+    )
+
+
+def test_orders_and_sets_are_read_checked_and_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = listed(tmp_path)
+    task = open_data(path, shuffle=False)
+    problems = all_of(task)
+    assert task.kinds == ("order", "set")
+    assert [p.answer for p in problems] == [
+        [3, 1, 2],
+        ["os", "a, b"],
+        [3, 1, 2],
+        ["os", "a, b"],
+        ["os", "sys"],
+    ]
+    assert [p.target for p in problems[:2]] == ["<answer>3, 1, 2</answer>", '<answer>["os", "a, b"]</answer>']
+    assert all(correct(p.target or "", p) for p in problems)
+    assert all(correct(truth_text(p), p) for p in problems)
+    assert [parse(p.target or "", p) for p in problems] == ["read"] * 5
+    assert [parse("the first one [1]", p) for p in problems[:2]] == ["unreadable", "read"]
+    assert cli.main(["tasks", "check", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bad"] == []
+    again = all_of(open_data(write_plain(task, tmp_path / "o.jsonl")["out"], shuffle=False))
+    kept = [(p.question, p.answer, p.kind, p.target) for p in problems]
+    assert [(p.question, p.answer, p.kind, p.target) for p in again] == kept
+    filtered = lines(tmp_path / "f.jsonl", *(record_of(p, []) for p in problems))
+    assert [
+        (p.question, p.answer, p.kind, p.target) for p in all_of(open_data(filtered, shuffle=False))
+    ] == kept
+    assert [problem_list("mine", [p]).kind for p in problems[:2]] == ["order", "set"]
+
+
+@pytest.mark.parametrize("schema", ["plain", "vlm_r1"])
+def test_orders_and_sets_are_written_in_both_schemas(tmp_path: Path, schema: str) -> None:
+    task = open_data(listed(tmp_path), shuffle=False)
+    written = write_task(task, 5, tmp_path / "out", schema)
+    for a, b in zip(all_of(task), all_of(open_data(written.file, shuffle=False)), strict=True):
+        assert (a.id, a.question, a.answer, a.kind) == (b.id, b.question, b.answer, b.kind)
+    numbers = problem_list("n", [replace(all_of(task)[1], answer=[1, 2], meta={}, target=None)])
+    if schema == "vlm_r1":  # where a number is a text
+        with pytest.raises(UserError, match="would not be read back as it is"):
+            write_task(numbers, 1, tmp_path / "n", schema)
+    else:
+        assert all_of(open_data(write_task(numbers, 1, tmp_path / "n").file))[0].answer == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        (ORDER | {"answer": [3, 3, 1]}, "[3, 3, 1] does not fit kind 'order'; write different whole numbers"),
+        (ORDER | {"answer": [1, -2]}, "does not fit kind 'order'"),
+        (ORDER | {"answer": [1.5, 2]}, "does not fit kind 'order'"),
+        (ORDER | {"answer": "first, then second"}, "does not fit kind 'order'"),
+        (ORDER | {"answer": []}, "does not fit kind 'order'"),
+        (SET | {"answer": []}, "does not fit kind 'set'; write a list of names"),
+        (SET | {"answer": ["os", " "]}, "does not fit kind 'set'"),
+        (SET | {"answer": ["os", ["sys"]]}, "does not fit kind 'set'"),
+        (SET | {"answer": ["\ud800"]}, "half a character"),
+        (SET | {"meta": {"candidates": ["os", "sys"]}}, 'needs names out of meta["candidates"]'),
+        ({"question": "?", "answer": [3, 1, 2]}, "does not fit kind 'text'"),
+    ],
+)
+def test_bad_orders_and_sets(tmp_path: Path, record: dict[str, Any], what: str) -> None:
+    assert what in refused(lines(tmp_path / "bad.jsonl", record))
+
+
+def test_orders_of_a_column_of_text(tmp_path: Path) -> None:
+    """As SSL4RL's parquet files have them: "3,1,2"."""
+    datasets = pytest.importorskip("datasets", reason="extra [data]")
+    columns = {"image": [png()] * 2, "question": ["?", "?"], "answer": ["3,1,2", "[2, 1, 3, 4]"]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "t.parquet")
+    problems = opened(tmp_path / "t.parquet", kind="order")
+    assert [p.answer for p in problems] == [[3, 1, 2], [2, 1, 3, 4]]
+    assert {p.kind for p in problems} == {"order"}
+
+
+def test_a_problem_of_ones_own_whose_order_or_set_is_none() -> None:
+    good = Problem(id="7", task="t", images=(), question="?", answer=[3, 1, 2], kind="order")
+    assert wrong_field(good) is None
+    assert wrong_field(replace(good, answer=("os", "sys"), kind="set")) is None
+    for answer, kind, fix in (([1, 1], "order", "different whole numbers"), ([], "set", "a list of names")):
+        found = wrong_field(replace(good, answer=answer, kind=kind))
+        assert found is not None
+        assert fix in found[1]
+
+
+def test_the_best_blind_set_does_not_depend_on_its_order() -> None:
+    """Two of three truths are the same set."""
+    truths = [["os", "sys"], ["Sys", "os"], ["re"]]
+    assert blind_chance(["set"] * 3, truths, [None] * 3) == pytest.approx(2 / 3)
+    assert blind_chance(["order"] * 2, [[1, 2], [2, 1]], [None] * 2) == 0.5

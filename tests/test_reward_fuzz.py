@@ -18,7 +18,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fovea.rewards import REWARDS, answers, box_iou, functions, matching, mathematics, routing, wording
+from fovea.rewards import (
+    REWARDS,
+    answers,
+    box_iou,
+    functions,
+    matching,
+    mathematics,
+    routing,
+    sequences,
+    wording,
+)
 from fovea.rewards.options import parameters_of
 from fovea.types import AnswerKind, Problem, UserError
 
@@ -205,6 +215,8 @@ TRUTHS: tuple[tuple[Problem, str], ...] = (
     (problem(7351, "number"), "7351"),
     (problem("Q", "choice"), "q"),
     (problem("7351", "math"), "7351"),
+    (problem([735, 736, 737], "order"), "735"),
+    (problem(["zebra", "okapi"], "set", candidates=["dog", "zebra", "okapi", "b"]), "zebra"),
 )
 NOT_SCORES = {
     "format",
@@ -284,6 +296,9 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "normal_latex": mathematics.normal_latex,
     "plain": mathematics.plain,
     "readable": mathematics.readable,
+    "read_order": sequences.read_order,
+    "read_set": sequences.read_set,
+    "pieces_of": sequences.pieces_of,
     "similarity": lambda text: routing.similarity(text[: answers.ANSWER_LIMIT], "zebra crossing"),
 }
 
@@ -352,6 +367,9 @@ FAMILIES |= {
     + "]",
     "bare boxes": json.dumps([[i, 0, i + 9, 9] for i in range(4000)]),
     "deep list": "[" * (SIZE // 2) + "]" * (SIZE // 2),
+    "names": "zebra, " * (SIZE // 7),
+    "different names": ",".join(str(i) for i in range(20_000))[:SIZE],
+    "a list of numbers": json.dumps([1] * (SIZE // 3)),
     "one string": json.dumps("\\" * (SIZE // 2)),
     "long joint": "<think></think>" + " " * SIZE + "<answer>",
 }

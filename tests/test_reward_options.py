@@ -183,6 +183,8 @@ ROUTED = [
     ("red", "text", "default", "Red.", 1.0),
     (3, "number", None, "3.0", 1.0),
     ([0, 0, 10, 10], "box", None, "[0, 0, 10, 5]", 0.5),
+    ([3, 1, 2], "order", None, "3 1 2", 1.0),
+    (["os", "sys"], "set", None, "os", 2 / 3),
 ]
 
 
@@ -300,7 +302,7 @@ def test_the_page_shows_what_is_printed(
 
 
 def test_the_page_has_every_reward_with_its_options() -> None:
-    assert len(EXAMPLES) == 11
+    assert len(EXAMPLES) == 15
     rows = dict(re.findall(r"^\| `(\w+)` \| .* \| ([^|]*)\|$", PAGE.partition("### ")[0], re.MULTILINE))
     assert sorted(rows) == sorted(REWARDS)
     for name, shown in rows.items():

@@ -87,8 +87,8 @@ def default_rewards(kind: AnswerKind) -> dict[str, float]:
 
 
 def correct(text: str, problem: Problem) -> bool:
-    """What accuracy counts: its kind's reward is 1 (`iou_50`, `exact`, `numeric`, `choice`, `objects`,
-    `math`).
+    """What accuracy counts: its kind's reward is 1 (`iou_50`, `exact`, `numeric`, `choice`, `objects`, `math`,
+    `order`, `set_f1`).
 
     So a box needs IoU > 0.5, and a list of objects every thing, rightly named, and nothing else.
     The answer is what `answers.answer_of` finds, so a right answer without tags is right: accuracy measures

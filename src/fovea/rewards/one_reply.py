@@ -17,6 +17,7 @@ from fovea.rewards.functions import REWARDS, parse_weights, weigh
 from fovea.rewards.matching import Compat
 from fovea.rewards.options import Options, check_options, options_of, parameters_of
 from fovea.rewards.routing import check_used
+from fovea.rewards.sequences import is_order
 from fovea.types import AnswerKind, Problem, UserError
 
 
@@ -98,6 +99,10 @@ def _one_of(what: str, value: str | None, known: Sequence[str]) -> None:
 
 def _kind_of(answer: Any) -> AnswerKind:
     if isinstance(answer, list):
+        if is_order(answer) and len(answer) != 4:  # four numbers are a box
+            return "order"
+        if answer and all(isinstance(name, str) for name in answer):
+            return "set"
         return "box" if answer and not isinstance(answer[0], dict) else "objects"
     if isinstance(answer, int | float):
         return "number"

@@ -93,15 +93,15 @@ def accuracy(
 
     mcq is `choice`, llm `judge`, rec and iou `iou`, map and od_ap `od_map`, odLength `od_length`, weighted_sum
     `od_weighted`, and yes_no, all_match, math, od_ap50 what they are called; by kind box is `iou`, text `exact`, number
-    `numeric`, choice `choice`, objects `od_f1`, math `math`. That reward's own options hold. `compat="vlm_r1"`: it is
-    asked in the original's way, and texts, numbers, letters and mathematics without a method by the original's
-    `default`, which pays for similar letters: 1 if mathematically equal, else equal numbers (a truth with a digit),
-    else equal letters (a truth that looks like a choice), else, or where there are no numbers to compare,
-    `similarity` of the texts.
+    `numeric`, choice `choice`, objects `od_f1`, math `math`, order `order`, set `set_f1`. That reward's own options
+    hold. `compat="vlm_r1"`: it is asked in the original's way, and texts, numbers, letters and mathematics without a
+    method by the original's `default`, which pays for similar letters: 1 if mathematically equal, else equal numbers
+    (a truth with a digit), else equal letters (a truth that looks like a choice), else, or where there are no numbers
+    to compare, `similarity` of the texts.
     """
     name = route(problem)
     asked = METHODS[problem.meta.get("accu_reward_method") or "default"][0]
-    if compat == "vlm_r1" and asked is None and problem.kind not in ("box", "objects"):
+    if compat == "vlm_r1" and asked is None and problem.kind in ("text", "number", "choice", "math"):
         return _guessed(text, problem)
     from fovea.rewards.functions import REWARDS  # it imports this file
 

@@ -46,6 +46,8 @@ def blind_chance(
 def _key(kind: str, answer: Any) -> tuple[str, str]:
     if kind == "objects":
         return kind, json.dumps(answer, sort_keys=True)
+    if kind == "set":
+        return kind, json.dumps(sorted({normal_text(str(name)) for name in answer}))
     return kind, repr(float(answer)) if kind == "number" else normal_text(str(answer))
 
 

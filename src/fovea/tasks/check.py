@@ -22,6 +22,7 @@ from fovea.boxes import fill
 from fovea.config import ProblemsSection
 from fovea.rewards import correct, default_rewards, weigh
 from fovea.rewards.answers import ANSWER_LIMIT, box_from, finite, read_choice
+from fovea.rewards.sequences import is_names, is_order
 from fovea.statistics import wilson
 from fovea.tasks.chance import blind_chance
 from fovea.tasks.data import Finding, chance_of, read_all
@@ -250,8 +251,8 @@ def _wrong_answer(problem: Problem) -> tuple[str, str] | None:
         "number": lambda: finite(_numeral(answer)) is not None,
         "choice": lambda: isinstance(answer, str) and read_choice(answer) is not None,
         "text": lambda: (isinstance(answer, str) and bool(answer.strip())) or finite(answer) is not None,
-        "order": lambda: _is_list_of(answer, int),
-        "set": lambda: _is_list_of(answer, (str, int)),
+        "order": lambda: is_order(answer),
+        "set": lambda: is_names(answer),
         "math": lambda: (isinstance(answer, str) and bool(answer.strip())) or finite(answer) is not None,
     }
     if not fits[problem.kind]():
@@ -273,19 +274,10 @@ _ANSWERS = {
     "number": "give one finite plain number",
     "choice": 'give one letter, for example "B"',
     "text": "give a text that is not empty",
-    "order": "give a list of whole numbers, for example [3, 1, 2]",
+    "order": "give a list of different whole numbers from 0 to 999, for example [3, 1, 2]",
     "set": 'give a list of names, for example ["os", "sys"]',
     "math": 'give LaTeX or plain mathematics as a text, for example "x^2-1"',
 }
-
-
-def _is_list_of(answer: Any, types: Any) -> bool:
-    """Whether an answer is a list, not empty, of plain values of these types."""
-    return (
-        isinstance(answer, list | tuple)
-        and bool(answer)
-        and all(isinstance(v, types) and not isinstance(v, bool) for v in answer)
-    )
 
 
 def _numeral(answer: Any) -> Any:

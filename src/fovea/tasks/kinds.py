@@ -1,4 +1,4 @@
-"""The true answer of one line: as plain JSON, and of which kind it is (box, objects, number, choice, math, text).
+"""The true answer of one line: as plain JSON, and of which kind it is (`KINDS`).
 
 A table has one type a column, so there an answer is text whatever it is: `\\boxed{3}`, "(B)" and "1,200" are read
 as what they mean (`loose`). Where a kind or a reward method says that the answer is a text, it stays as it is written:
@@ -12,6 +12,7 @@ import re
 from typing import Any, NoReturn
 
 from fovea.rewards import answers, correct, routing
+from fovea.rewards.sequences import LARGEST, is_names, is_order, pieces_of, read_order
 from fovea.types import AnswerKind, Problem, UserError
 
 KINDS: tuple[AnswerKind, ...] = ("box", "text", "number", "choice", "objects", "math", "order", "set")
@@ -109,6 +110,8 @@ def kind_of(
         answer = _as_text(answer, kind, written, loose, any_value=kind == implied)
     elif kind == implied == "choice" and isinstance(answer, str):
         answer = option_letter(answer) or answer
+    elif kind in ("order", "set") and (written or isinstance(answer, str)):
+        answer = _listed(written or answer, kind)
     if kind == "objects" and isinstance(answer, str) and answer.strip().lower() == "none":
         return "objects", []  # VLM-R1 writes None when nothing asked for is in the picture
     if kind is None:
@@ -155,6 +158,12 @@ def _as_text(answer: Any, kind: str, written: str | None, loose: bool, any_value
         return answer  # does not fit, which is said
 
 
+def _listed(written: str, kind: str) -> Any:
+    """An order or a set that a column writes as a text, "3,1,2"; the text where it is none."""
+    listed = read_order(written) if kind == "order" else pieces_of(written)
+    return written if listed is None else listed
+
+
 def option_letter(answer: str) -> str | None:
     """The letter of a true choice: "B", "b", "(B)", "B." or the option itself, "B. a cat" and "(B) a cat"; else None.
 
@@ -197,9 +206,9 @@ def _fits(answer: Any, kind: str) -> bool:
     if kind == "number":
         return is_number(answer)
     if kind == "order":
-        return isinstance(answer, list) and bool(answer) and all(type(value) is int for value in answer)
+        return isinstance(answer, list) and is_order(answer)
     if kind == "set":
-        return isinstance(answer, list) and bool(answer) and all(isinstance(v, str) for v in answer)
+        return isinstance(answer, list) and is_names(answer)
     if kind == "choice":
         return isinstance(answer, str) and len(answer) == 1 and "A" <= answer <= "Z"
     return isinstance(answer, str) and bool(answer.strip())
@@ -211,7 +220,7 @@ _WANTED = {
     "number": "write one finite number without quotes",
     "choice": "write one capital letter",
     "text": "write a text, a number, a letter or a box [x1, y1, x2, y2]",
-    "order": "write the numbers in order, [3, 1, 2]",
+    "order": f"write different whole numbers from 0 to {LARGEST}, [3, 1, 2]",
     "set": 'write a list of names, ["os", "sys"]',
     "math": 'write the formula as a text, for example "\\\\frac{1}{2}"',
 }

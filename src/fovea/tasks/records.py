@@ -5,10 +5,10 @@ Plain, where `<image>` in the question is literal text:
     {"id": "7", "images": ["cat.png"], "question": "Where is the cat?", "answer": [10, 20, 110, 220]}
 
 `image` instead of `images` for one picture. Optional: `kind` (box, number, choice, text, objects, math; guessed
-from the answer), `frame` of a box (pixels, thousandths, unit, or resized with `resized`: [width, height]; default
-pixels), `box_image` (which picture a box belongs to, from 0), `target` (the reply a teacher would give, for SFT),
-`difficulty` (0 to 1), `meta` (an object: columns for reward functions, never shown to the model),
-`accu_reward_method`, which may stand in `meta` too.
+from the answer; or, never guessed, order and set: lists of whole numbers and of names), `frame` of a box (pixels,
+thousandths, unit, or resized with `resized`: [width, height]; default pixels), `box_image` (which picture a box
+belongs to, from 0), `target` (the reply a teacher would give, for SFT), `difficulty` (0 to 1), `meta` (an object:
+columns for reward functions, never shown to the model), `accu_reward_method`, which may stand in `meta` too.
 
 VLM-R1's (github.com/om-ai-lab/VLM-R1, `grpo_jsonl.py`), where `<image>` stands for a picture:
 
@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fovea.boxes import convert, place
+from fovea.rewards.sequences import write_list
 from fovea.tasks.kinds import BadLine as BadLine
 from fovea.tasks.kinds import inside_tags, is_number, is_size, kind_of, said, short, unfit
 from fovea.tasks.pictures import MEGAPIXELS, CellRef, FileRef, Pictures, Ref, Size, printable
@@ -196,6 +197,9 @@ def _draft(
     if kind == "objects":
         for thing in answer:
             _text(thing["label"], "label")
+    if kind == "set":
+        for name in answer:
+            _text(str(name), "answer")
     frame, resized = _frame(record)
     which = record.get("box_image")
     boxed = kind in ("box", "objects")
@@ -306,7 +310,7 @@ def finish(
             )
             reply = "[" + ", ".join(items) + "]"
     else:
-        reply = str(answer)
+        reply = write_list(answer) if draft.kind in ("order", "set") else str(answer)
     row = Row(
         number=number,
         id=draft.id if draft.id is not None else f"{task}:{number}",

@@ -31,7 +31,8 @@ def _json(asked: Asked, kind: AnswerKind) -> str:
         return f'{{"bbox_2d": {asked.said}}}'
     if kind == "objects" or asked.said.startswith('{"'):  # these are JSON in every style
         return asked.said
-    return f'{{"answer": {asked.said}}}' if kind == "number" else f'{{"answer": "{asked.said}"}}'
+    plain = kind == "number" or (kind == "set" and asked.said.startswith("["))
+    return f'{{"answer": {asked.said}}}' if plain else f'{{"answer": "{asked.said}"}}'
 
 
 STYLES: dict[str, Style] = {

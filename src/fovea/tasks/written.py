@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fovea.boxes import unmarked, write
+from fovea.rewards.sequences import write_list
 from fovea.runlog import to_json, write_atomically
 from fovea.tasks.kinds import BadLine, kind_of, said
 from fovea.tasks.records import finish, read_record
@@ -70,6 +71,8 @@ def vlm_r1_record(problem: Problem, pictures: Sequence[str]) -> Record:
         record["accu_reward_method"] = METHODS[problem.kind]
     elif problem.kind == "text" and _looks_else(problem.answer):
         record["accu_reward_method"] = "all_match"
+    elif problem.kind in ("order", "set"):  # VLM-R1 has no method for them
+        record["kind"] = problem.kind
     if len(pictures) > 1 and problem.kind in ("box", "objects"):
         record["box_image"] = int(problem.meta.get("box_image", 0))
     return record
@@ -139,6 +142,8 @@ def _said(problem: Problem) -> str:
     """The truth as VLM-R1's data writes it."""
     if problem.kind == "box":
         return write(problem.answer, "pixels")
+    if problem.kind in ("order", "set"):
+        return write_list(problem.answer)
     if problem.kind != "objects":
         return str(problem.answer)
     if not problem.answer:
