@@ -14,12 +14,15 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fovea.runlog import write_json
+
+Opener = Callable[[str, Any, int], Any]
+"""(name, split, seed) → a task."""
 
 HELD_OUT_SEED = 1_000_003
 """Every arm of every seed is measured on the same problems."""
@@ -51,8 +54,13 @@ class Arm:
         return f"{self.name}-seed{self.seed}"
 
 
-def run_arms(folder: Path, arms: Sequence[Arm], jobs: int = 2) -> None:
-    """Do the arms that are not finished, `jobs` at a time. Raises RuntimeError naming the log of one that failed."""
+def run_arms(
+    folder: Path, arms: Sequence[Arm], jobs: int = 2, module: str = "fovea.recipes.vlm_r1._arms"
+) -> None:
+    """Do the arms that are not finished, `jobs` at a time. Raises RuntimeError naming the log of one that failed.
+
+    `module`: what does one arm as a script: `do_arm` with the study's own tasks.
+    """
     waiting = [arm for arm in arms if not (folder / arm.folder / "curve.json").is_file()]
     running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
@@ -65,7 +73,7 @@ def run_arms(folder: Path, arms: Sequence[Arm], jobs: int = 2) -> None:
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
             with (place / "arm.log").open("ab") as log:
                 running[arm.folder] = subprocess.Popen(
-                    [sys.executable, "-m", "fovea.recipes.vlm_r1._arms", str(place)],
+                    [sys.executable, "-m", module, str(place)],
                     env=environment, stdout=log, stderr=log,
                 )  # fmt: skip
         time.sleep(0.5)
@@ -100,11 +108,14 @@ def hardware() -> str:
 # --- one arm, in its own process -------------------------------------------------------------------------------------
 
 
-def do_arm(place: Path) -> None:
-    """Train (or go on), then measure every checkpoint."""
+def do_arm(place: Path, opened: Opener | None = None) -> None:
+    """Train (or go on), then measure every checkpoint. `opened`: opens a task by (name, split, seed); default:
+    `open_study_task`."""
     from fovea.config import Run
+    from fovea.recipes.vlm_r1._tasks import open_study_task
     from fovea.training import train
 
+    opened = opened or open_study_task
     arm = json.loads((place / "arm.json").read_text())
     run = Run.model_validate(
         dict(arm["values"])
@@ -117,22 +128,22 @@ def do_arm(place: Path) -> None:
         done = place / "run" / "result.json"
         if not done.is_file():
             began = (place / "run" / "run.json").is_file()
-            train(run, (), tasks=_tasks(run), resume=began)
+            train(run, (), tasks=_tasks(run, opened), resume=began)
         result = json.loads(done.read_text())
-    curve = [_measured(run, arm, run.model, 0)]
+    curve = [_measured(run, arm, opened, run.model, 0)]
     for checkpoint in sorted((place / "run" / "checkpoints").glob("step_*"), key=_step):
-        curve.append(_measured(run, arm, str(checkpoint / "model"), _step(checkpoint), result["steps"]))
+        curve.append(
+            _measured(run, arm, opened, str(checkpoint / "model"), _step(checkpoint), result["steps"])
+        )
     for point in curve:
         point["prompts"] = point["step"] * run.prompts
         point["cpu_seconds"] = round(_cpu_seconds(place / "run", point["step"]), 1)
     write_json(place / "curve.json", {"checkpoints": curve, "run": result, "hardware": hardware()})
 
 
-def _tasks(run: Any) -> Any:
-    from fovea.recipes.vlm_r1._tasks import open_study_task
-
-    held = open_study_task(run.task, "validation", HELD_OUT_SEED)
-    return open_study_task(run.task, "train", run.seed), held, held
+def _tasks(run: Any, opened: Opener) -> Any:
+    held = opened(run.task, "validation", HELD_OUT_SEED)
+    return opened(run.task, "train", run.seed), held, held
 
 
 def _step(checkpoint: Path) -> int:
@@ -148,11 +159,12 @@ def _cpu_seconds(run: Path, step: int) -> float:
     return float(read(run / "checkpoints" / f"step_{step}").state["cpu_seconds"])
 
 
-def _measured(run: Any, arm: Mapping[str, Any], model: str, step: int, last: int = 0) -> dict[str, Any]:
+def _measured(
+    run: Any, arm: Mapping[str, Any], opened: Opener, model: str, step: int, last: int = 0
+) -> dict[str, Any]:
     from fovea.engines.shared_prefill import SharedPrefillEngine
     from fovea.evaluation import evaluate
     from fovea.models import load_policy
-    from fovea.recipes.vlm_r1._tasks import open_study_task
 
     policy = load_policy(model)
     engine = SharedPrefillEngine(policy)
@@ -160,7 +172,7 @@ def _measured(run: Any, arm: Mapping[str, Any], model: str, step: int, last: int
     for name, n in arm["measure"].items():
         outcomes: list[Any] = []
         record = evaluate(
-            policy, engine, open_study_task(name, arm["split"], HELD_OUT_SEED), n, seed=0,
+            policy, engine, opened(name, arm["split"], HELD_OUT_SEED), n, seed=0,
             max_new_tokens=run.sampling.max_new_tokens, rewards=arm["rewards"] or None,
             look=name in arm["look"] and step in (0, last), outcomes=outcomes,
         )  # fmt: skip

@@ -143,7 +143,7 @@ def packages() -> Network:
 
     Attributes of a distribution: `builder` (the tool that wrote its wheel) and `kind`, pure or compiled: the class.
     """
-    found = {}
+    found: dict[str, importlib.metadata.Distribution] = {}
     for one in importlib.metadata.distributions():
         name = _canonical(one.metadata["Name"] or "")
         if name:
