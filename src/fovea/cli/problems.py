@@ -17,6 +17,7 @@ MOST_DRAWN = 512
 def tasks_list(json: Json = False) -> None:
     """List the built-in tasks with what they ask and the accuracy of a guesser that does not look."""
     from fovea.tasks import SSL, TASKS
+    from fovea.tasks.graph_ssl import GRAPH_TASKS
     from fovea.tasks.ssl import LEVEL
 
     found: list[dict[str, Any]] = [
@@ -25,7 +26,7 @@ def tasks_list(json: Json = False) -> None:
     ]
     found += [  # chance at the level that holds where nobody says another
         {"name": name, "kind": spec.kind, "chance": spec.chance(LEVEL), "about": spec.about}
-        for name, spec in SSL.items()
+        for name, spec in (*SSL.items(), *GRAPH_TASKS.items())
     ]
     if json:
         print_json(found)
@@ -55,6 +56,7 @@ def tasks_show(
     """Show problems of a task, of all tasks of a domain (cards), or of your own data, as training will see them."""
     from fovea.cli.shared import may_be_data
     from fovea.tasks import SSL, TASKS, Task, open_data
+    from fovea.tasks.graph_ssl import GRAPH_TASKS
     from fovea.types import UserError
     from fovea.viewer.sheet import draw_sheet, facts
 
@@ -70,7 +72,9 @@ def tasks_show(
     if data:
         tasks = [open_data(**_named(data, images, overrides), shuffle=False)]
     else:
-        names = [known for known in (*TASKS, *SSL) if known.startswith(f"{name}/")] or [str(name)]
+        names = [known for known in (*TASKS, *SSL, *GRAPH_TASKS) if known.startswith(f"{name}/")] or [
+            str(name)
+        ]
         tasks = [_built_in(known, images, overrides, split, seed) for known in names]
     problems = [p for task in tasks for p in task.take(0, n if task.size is None else min(n, task.size))[0]]
     if out is not None:

@@ -170,8 +170,9 @@ class MixedTask:
 
     @property
     def digest(self) -> str:
-        """Of the pictures that the tasks are made of, for a run that goes on."""
-        return " ".join(str(getattr(getattr(task, "pool", None), "digest", "")) for task in self.tasks)
+        """Of the pictures and graphs that the tasks are made of, for a run that goes on."""
+        made_of = [getattr(task, "pool", None) or getattr(task, "part", None) for task in self.tasks]
+        return " ".join(str(getattr(one, "digest", "")) for one in made_of)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -5,12 +5,13 @@ Not here: files of problems (`fovea.tasks.data`), a run's three parts (`fovea.tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fovea.config import Run, nearest
 from fovea.tasks import TASKS, open_task
 from fovea.tasks.curriculum import Curriculum, MixedTask
+from fovea.tasks.graph_ssl import GRAPH, GRAPH_TASKS, open_graph_task
 from fovea.tasks.pool import BuiltIn, Pool
 from fovea.tasks.scenes import SPLITS, Split
 from fovea.tasks.ssl import SSL
@@ -20,7 +21,13 @@ from fovea.types import Task, UserError
 def is_known(name: str) -> bool:
     """Whether a name, its style aside, is a built-in task's."""
     base = name.partition("@")[0]
-    return base in TASKS or base in SSL
+    return base in TASKS or has_difficulty(name)
+
+
+def has_difficulty(name: str) -> bool:
+    """Whether a name is a self-supervised task's, of pictures or of a graph."""
+    base = name.partition("@")[0]
+    return base in SSL or base in GRAPH_TASKS
 
 
 def open_named(run: Run, split: str, seed: int, curriculum: Curriculum | None = None) -> Task:
@@ -37,17 +44,22 @@ def open_named(run: Run, split: str, seed: int, curriculum: Curriculum | None = 
     section = (
         run.difficulty if curriculum is not None else run.difficulty.model_copy(update={"control": False})
     )
-    pool = _pool(run, split) if any(name.partition("@")[0] in SSL for name in shares) else None
-    tasks = []
+    pool = pool_of(run, split) if any(name.partition("@")[0] in SSL for name in shares) else None
+    tasks: list[Task] = []
     for name in shares:
         base = name.partition("@")[0]
-        if base not in SSL:
+        if not has_difficulty(base):
             tasks.append(open_task(name, split, seed))
             continue
         level = held.controller(base, section).at
         options = run.task_options.get(base)
-        tasks.append(open_task(name, split, seed, pool=pool, level=level, options=options))
-    if len(tasks) == 1 and pool is None:
+        if base in SSL:
+            tasks.append(open_task(name, split, seed, pool=pool, level=level, options=options))
+        else:
+            tasks.append(
+                open_graph_task(name, split, seed, graph=run.graph or GRAPH, level=level, options=options)
+            )
+    if len(tasks) == 1 and not has_difficulty(tasks[0].name):
         return tasks[0]
     name = next(iter(shares)) if len(tasks) == 1 else "+".join(shares)
     return MixedTask(name=name, tasks=tuple(tasks), shares=tuple(shares.values()), seed=seed, curriculum=held)
@@ -65,8 +77,8 @@ def open_also(run: Run, name: str, split: str, seed: int) -> Task:
             update={"levels": {key: level for key, level in run.difficulty.levels.items() if key == base}}
         ),
     }
-    if base not in SSL:
-        alone |= {"images": None, "validation_images": None}
+    alone |= {} if base in SSL else {"images": None, "validation_images": None}
+    alone |= {} if base in GRAPH_TASKS else {"graph": None}
     return open_named(run.model_copy(update=alone), split, seed)
 
 
@@ -75,36 +87,37 @@ def check_settings(run: Run) -> None:
     names = [name.partition("@")[0] for name in run.mixture or {run.task: 1.0}]
     for name in run.mixture:
         if not is_known(name):
-            known = [*TASKS, *SSL]
+            known = [*TASKS, *SSL, *GRAPH_TASKS]
             raise UserError(
                 f"mixture.{name}: there is no such task{nearest(name, known)}; `fovea tasks list` names all."
             )
     if len(set(names)) < len(names):
         raise UserError("mixture names a task twice, in two styles; give it once.")
     for key, given in (("task_options", run.task_options), ("difficulty.levels", run.difficulty.levels)):
-        idle = next((name for name in given if name not in names), None)
-        if idle is not None:
+        other = next((name for name in given if name not in names), None)
+        if other is not None:
             raise UserError(
-                f"{key}.{idle} would do nothing: the task is not among those of the run ({', '.join(names)}); leave it "
+                f"{key}.{other} would do nothing: the task is not among those of the run ({', '.join(names)}); leave it "
                 "away or name the task."
             )
-    if any(name in SSL for name in names):
-        return
-    idle = _idle(run)
+    idle = _idle(run, names)
     if idle is not None:
-        raise UserError(
-            f"{idle} would do nothing with {', '.join(names)}; it is for self-supervised tasks (ssl/…)."
-        )
+        raise UserError(f"{idle[0]} would do nothing with {', '.join(names)}; it is for {idle[1]} tasks.")
 
 
-def _idle(run: Run) -> str | None:
-    """A setting of pictures that is there without a self-supervised task."""
-    if run.data is None and run.images is not None:
-        return f"images={run.images}"
-    return None if run.validation_images is None else f"validation_images={run.validation_images}"
+def _idle(run: Run, names: Sequence[str]) -> tuple[str, str] | None:
+    """(setting, domain of its tasks) of a setting that no task of the run has use for."""
+    if not any(name in SSL for name in names):
+        if run.data is None and run.images is not None:
+            return f"images={run.images}", "ssl/…"
+        if run.validation_images is not None:
+            return f"validation_images={run.validation_images}", "ssl/…"
+    if run.graph is not None and not any(name in GRAPH_TASKS for name in names):
+        return f"graph={run.graph}", "graph/…"
+    return None
 
 
-def _pool(run: Run, split: Split) -> Pool:
+def pool_of(run: Run, split: Split) -> Pool:
     """The run's pictures of a split."""
     section = run.pictures
     if run.images is None:
