@@ -97,8 +97,8 @@ def check_settings(run: Run) -> None:
         other = next((name for name in given if name not in names), None)
         if other is not None:
             raise UserError(
-                f"{key}.{other} would do nothing: the task is not among those of the run ({', '.join(names)}); leave it "
-                "away or name the task."
+                f"{key}.{other} would do nothing: the task is not among those of the run ({', '.join(names)}); leave "
+                "it away or name the task."
             )
     idle = _idle(run, names)
     if idle is not None:
