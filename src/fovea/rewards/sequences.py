@@ -119,8 +119,8 @@ def order(
     `gate`: an answer that is not a permutation of the truth's numbers (a number twice, one too many, one out of
     range) earns 0. Without it further numbers are ignored and missing ones are wrong, so that `1, 1, 1, 1` earns
     1/4: that, `partial` and no `chance` is SSL4RL's reward (reward_score/jigsaw.py). gamma 0.2 and the gate:
-    Visual Jigsaw (arXiv:2509.25190). c is what a random permutation earns on average, and no answer that is given
-    without looking earns more on average. Differences within a group change only where the 0 cuts: below chance, all are equal.
+    Visual Jigsaw (arXiv:2509.25190). c is what a random permutation earns on average; no answer given without
+    looking earns more. Within a group only the cut at 0 changes anything: answers below chance become equal.
     Raises UserError for a gamma outside 0 to 1.
     """
     truth = problem.answer

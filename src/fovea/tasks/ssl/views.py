@@ -10,7 +10,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageStat
 
 from fovea.tasks.pool import Pool
 
@@ -39,9 +39,9 @@ def window(
     fits."""
     width, height = size
     w = min(width, height * aspect) * rng.uniform(least, most)
-    h = w / aspect
+    h = min(w / aspect, height)  # by an ulp it may be more, and no box may pass the edge by that
     x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
-    return x, y, x + w, y + h
+    return x, y, min(x + w, width), min(y + h, height)
 
 
 def fit(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -51,7 +51,11 @@ def fit(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def render(picture: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """The part of a picture at a size in pixels: one antialiased resample, whatever the scale."""
+    """The part of a picture at a size in pixels: one antialiased resample, whatever the scale.
+
+    It weighs two pixels beyond the box, of the picture or of the view, whichever are larger: parts that must not know
+    of each other need a gap of at least twice that between them.
+    """
     return picture.resize(size, Image.Resampling.BICUBIC, box=box)
 
 
@@ -71,14 +75,15 @@ def finish(rng: np.random.Generator, views: Sequence[Image.Image]) -> tuple[Imag
 def tint(rng: np.random.Generator, view: Image.Image, strength: float) -> Image.Image:
     """Brightness and contrast up to 30 %, each channel up to 15 % more or less, all times `strength` (0 to 1).
 
-    Against colour statistics and the position that chromatic aberration gives away (Doersch et al. 2015, section
-    3.1).
+    Against colour statistics. The shift between channels by which chromatic aberration gives a place away (Doersch et
+    al. 2015, section 3.1) stays, made fainter by how differently the channels are scaled and by scaling down.
     """
     pixels = np.asarray(view, np.float32)
     gain = (1 + strength * rng.uniform(-0.3, 0.3)) * (1 + strength * rng.uniform(-0.15, 0.15, 3))
-    middle = pixels.mean((0, 1))
+    middle = pixels.mean((0, 1), dtype=np.float64)  # exact, so the same whatever order a machine adds in
     contrast = 1 + strength * rng.uniform(-0.3, 0.3)
-    return Image.fromarray(np.clip((middle + (pixels - middle) * contrast) * gain, 0, 255).astype(np.uint8))
+    tinted = (middle + (pixels - middle) * contrast) * gain
+    return Image.fromarray(np.clip(np.rint(tinted), 0, 255).astype(np.uint8))
 
 
 def small(view: Image.Image, side: int = 16) -> np.ndarray:
@@ -95,4 +100,4 @@ def difference(a: Image.Image, b: Image.Image) -> float:
 
 def plain(view: Image.Image) -> bool:
     """Whether a view shows too little to ask about."""
-    return float(np.asarray(view.convert("L"), np.float32).std()) < PLAIN
+    return float(ImageStat.Stat(view.convert("L")).stddev[0]) < PLAIN  # of whole numbers: the same everywhere
