@@ -302,6 +302,23 @@ def test_the_foreign_patch_lies_exactly_in_its_box(decoys: int) -> None:
         assert len(problem.meta["decoys"]) == decoys
 
 
+def test_the_foreign_patch_has_no_sharper_border_than_decoys() -> None:
+    hits = []
+    for problem in task("odd", 0.6).take(0, 60)[0]:
+        grey = np.asarray(problem.images[0].convert("L"), np.float32)
+        steep = np.hypot(*np.gradient(grey))
+        found = []
+        for x1, y1, x2, y2 in (problem.answer, *problem.meta["decoys"]):
+            rim = np.zeros(grey.shape, bool)
+            rim[y1:y2, x1:x2] = True
+            rim[y1 + 3 : y2 - 3, x1 + 3 : x2 - 3] = False
+            found.append(steep[rim].mean())
+        hits.append(int(np.argmax(found)) == 0)
+    # One of three; three standard errors of 60 are 0.18. Decoys moved by a tenth of their side gave 0.53.
+    assert len(found) == 3
+    assert np.mean(hits) < 1 / 3 + 0.18
+
+
 def test_pasting_changes_the_square_and_nothing_else() -> None:
     whole, patch = Image.new("RGB", (40, 40), (50, 50, 50)), Image.new("RGB", (20, 20), (250, 250, 250))
     hard, soft = whole.copy(), whole.copy()

@@ -75,7 +75,7 @@ def mirrored(view: Image.Image, way: str) -> Image.Image:
 
 def _apart(a: Image.Image, b: Image.Image, shift: float) -> float:
     """Difference of two views in grey levels where they lie best on each other, moved by up to `shift`."""
-    one, other = small(a), small(b)
+    one, other = small(a, 12), small(b, 12)
     reach = round(shift * len(one))
     found = []
     for dy in range(-reach, reach + 1):

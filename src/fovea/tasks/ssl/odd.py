@@ -79,7 +79,7 @@ def make(
             break
     else:
         raise unsuitable("ssl/odd", images, "plain where a patch is to lie, or others fit in")
-    near = [beside(rng, host, box, spot, scale, 0.1 + 0.1 * difficulty) for spot in spots[1:]]
+    near = [beside(rng, host, box, spot, scale, 0.2 + 0.15 * difficulty) for spot in spots[1:]]
     treated = [
         tint(rng, matched(one, there, match), 0.5 * jitter) for one, there in zip([foreign, *near], places)
     ]

@@ -14,7 +14,7 @@ from PIL import Image
 from fovea.tasks.chance import best_box
 from fovea.tasks.scenes import generator
 from fovea.tasks.ssl.spec import knob, step_of
-from fovea.tasks.ssl.views import PLAIN, Box, plain, render, small
+from fovea.tasks.ssl.views import PLAIN, Box, difference, plain, render, small
 from fovea.types import UserError
 
 SMALLEST = 20
@@ -81,14 +81,26 @@ def paste(whole: Image.Image, patch: Image.Image, at: Square, border: float) -> 
 def beside(
     rng: np.random.Generator, host: Image.Image, box: Box, spot: Square, scale: float, shift: float
 ) -> Image.Image:
-    """What the host shows `shift` of a patch's side beside a spot, rendered as the foreign patch is."""
+    """What the host shows `shift` of a patch's side beside a spot, rendered as the foreign patch is: of four
+    directions that in which the border fits worst, as a foreign one fits badly everywhere."""
     width = spot[2] - spot[0]
-    angle = rng.uniform(0, 2 * np.pi)
-    x = box[0] + (spot[0] + shift * width * np.cos(angle)) * scale
-    y = box[1] + (spot[1] + shift * width * np.sin(angle)) * scale
     side = width * scale
-    x, y = float(np.clip(x, 0, host.width - side)), float(np.clip(y, 0, host.height - side))
-    return render(host, (x, y, x + side, y + side), (width, width))
+    corner = np.array([box[0] + spot[0] * scale, box[1] + spot[1] * scale])
+    here = render(host, (corner[0], corner[1], corner[0] + side, corner[1] + side), (width, width))
+    found: list[tuple[float, Image.Image]] = []
+    for angle in rng.uniform(0, 2 * np.pi, 4):
+        x, y = corner + shift * side * np.array([np.cos(angle), np.sin(angle)])
+        x, y = float(np.clip(x, 0, host.width - side)), float(np.clip(y, 0, host.height - side))
+        patch = render(host, (x, y, x + side, y + side), (width, width))
+        found.append((_rim(patch, here), patch))
+    return max(found, key=lambda one: one[0])[1]
+
+
+def _rim(patch: Image.Image, place: Image.Image) -> float:
+    """Mean difference of a patch with the colours of `place` along its border, in grey levels."""
+    apart = np.abs(small(matched(patch, place, 1.0)) - small(place))
+    apart[2:-2, 2:-2] = np.nan
+    return float(np.nanmean(apart))
 
 
 def busy(view: Image.Image) -> bool:
@@ -102,11 +114,7 @@ def busy(view: Image.Image) -> bool:
 def misfit(patch: Image.Image, place: Image.Image) -> float:
     """How badly a patch with the colours of `place` fits there, in grey levels: the smaller of the mean difference
     inside and of that along the border."""
-    apart = np.abs(small(matched(patch, place, 1.0)) - small(place))
-    rim = np.concatenate(
-        [apart[:2].ravel(), apart[-2:].ravel(), apart[2:-2, :2].ravel(), apart[2:-2, -2:].ravel()]
-    )
-    return float(min(apart.mean(), rim.mean()))
+    return min(difference(matched(patch, place, 1.0), place), _rim(patch, place))
 
 
 def _arrangements(share: float, n: int) -> np.ndarray:

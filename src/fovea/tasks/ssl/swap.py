@@ -77,7 +77,7 @@ def make(
     else:
         raise unsuitable("ssl/swap", images, "plain, or such that exchanged squares fit")
     scale = (box[2] - box[0]) / side
-    near = [beside(rng, host, box, spot, scale, 0.1 + 0.1 * difficulty) for spot in spots[2:]]
+    near = [beside(rng, host, box, spot, scale, 0.2 + 0.15 * difficulty) for spot in spots[2:]]
     for patch, there, spot in zip([b, a, *near], places, spots):
         paste(whole, tint(rng, matched(patch, there, match), 0.3 * jitter), spot, border)
     answer = [{"bbox_2d": list(spot), "label": LABEL} for spot in sorted(spots[:2])]
