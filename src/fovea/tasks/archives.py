@@ -139,8 +139,8 @@ def _zip(path: str, stamp: tuple[int, int], process: int) -> zipfile.ZipFile:
 
 
 def _tar_members(path: Path, stamp: tuple[int, int]) -> tuple[list[MemberRef], int]:
-    refs, others = [], 0
-    with os.fdopen(os.dup(_tar(str(path), stamp).fileno()), "rb") as stream:
+    refs, others, held = [], 0, _tar(str(path), stamp)
+    with os.fdopen(os.dup(held.fd), "rb") as stream:
         stream.seek(0)
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for entry in archive:
@@ -163,22 +163,31 @@ def _tar_members(path: Path, stamp: tuple[int, int]) -> tuple[list[MemberRef], i
     return refs, others
 
 
+class _Held:
+    """A file that stays open for as long as somebody remembers it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.fd = os.dup(stream.fileno())
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 @lru_cache(maxsize=8)
-def _tar(path: str, stamp: tuple[int, int]) -> IO[bytes]:
+def _tar(path: str, stamp: tuple[int, int]) -> _Held:
     """The tar as a file on disk: itself, or what comes out of its compression, in a file without a name."""
     with open(path, "rb") as stream:
         magic = stream.read(6)
-    unpack = (
-        gzip.open if magic[:2] == b"\x1f\x8b"
-        else bz2.open if magic[:3] == b"BZh"
-        else lzma.open if magic == b"\xfd7zXZ\x00"
-        else None
-    )  # fmt: skip
-    if unpack is None:
-        return open(path, "rb")
+        unpack = (
+            gzip.open if magic[:2] == b"\x1f\x8b"
+            else bz2.open if magic[:3] == b"BZh"
+            else lzma.open if magic == b"\xfd7zXZ\x00"
+            else None
+        )  # fmt: skip
+        if unpack is None:
+            return _Held(stream)
     limit = max(FREE, RATIO * stamp[1])
-    whole = tempfile.TemporaryFile()  # noqa: SIM115
-    with unpack(path, "rb") as packed:
+    with tempfile.TemporaryFile() as whole, unpack(path, "rb") as packed:
         while chunk := packed.read(1 << 20):
             if whole.tell() + len(chunk) > limit:
                 raise UserError(
@@ -186,8 +195,8 @@ def _tar(path: str, stamp: tuple[int, int]) -> IO[bytes]:
                     "the pictures themselves in a folder."
                 )
             whole.write(chunk)
-    whole.flush()
-    return whole
+        whole.flush()
+        return _Held(whole)
 
 
 def _bytes(ref: MemberRef) -> bytes:
@@ -195,7 +204,7 @@ def _bytes(ref: MemberRef) -> bytes:
         held = _tar(
             ref.archive, ref.stamp
         )  # pread has no place in the file that threads and forks could move
-        return os.pread(held.fileno(), ref.size, ref.start)
+        return os.pread(held.fd, ref.size, ref.start)
     archive = _zip(ref.archive, ref.stamp, os.getpid())
     entry = archive.infolist()[ref.start]
     if entry.flag_bits & 1:

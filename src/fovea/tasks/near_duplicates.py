@@ -60,9 +60,12 @@ def fingerprint(picture: Image.Image) -> Print:
     )
 
 
-def pairs(prints: Sequence[Print], others: Sequence[Print] | None = None) -> list[tuple[int, int]]:
+def pairs(
+    prints: Sequence[Print], others: Sequence[Print] | None = None, units: Sequence[int] | None = None
+) -> list[tuple[int, int]]:
     """(i, j) of near-duplicates: i < j of `prints`, or i of `prints` and j of `others`. Ordered.
 
+    `units`: for each of `prints` what it is a part of; parts of one thing are not compared (frames of a sequence).
     n² / 2 hashes are compared as one matrix product: 10,000 pictures take about a second on one core.
     """
     own = _signs(prints)
@@ -75,7 +78,9 @@ def pairs(prints: Sequence[Print], others: Sequence[Print] | None = None) -> lis
         close = own[start : start + _BLOCK] @ against[first:].T >= 128 - 2 * BITS
         for row, column in np.argwhere(close).tolist():
             i, j = start + row, first + column
-            if (others is not None or i < j) and same(prints[i], second[j]):
+            if others is None and (i >= j or (units is not None and units[i] == units[j])):
+                continue
+            if same(prints[i], second[j]):
                 found.append((i, j))
     return found
 

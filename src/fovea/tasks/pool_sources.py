@@ -173,7 +173,9 @@ def open_pool(
     """
     if source is None and not transductive and validation is None:
         return BuiltIn(split=split, side=side)
-    own = _whole(source or DATA / "photos.zip", max_pixels, duplicates, megapixels, download, depth)
+    own = _whole(
+        DATA / "photos.zip" if source is None else source, max_pixels, duplicates, megapixels, download, depth
+    )
     held = None
     if validation is not None:
         held = _whole(validation, max_pixels, duplicates, megapixels, download, None)
@@ -278,10 +280,8 @@ def _grouped(
 ) -> _Whole:
     """Photographs and sequences with their split; of copies the first, of copies of frames the sequence."""
     unit_of = [i for i, items in enumerate(sequences) for _ in items]
-    links = _links(tuple(item.print for items in sequences for item in items))
-    group_of = groups(
-        len(sequences), ((unit_of[i], unit_of[j]) for i, j in links if unit_of[i] != unit_of[j])
-    )
+    links = _links(tuple(item.print for items in sequences for item in items), tuple(unit_of))
+    group_of = groups(len(sequences), ((unit_of[i], unit_of[j]) for i, j in links))
     inside: dict[int, list[int]] = {}
     for i, group in enumerate(group_of):
         inside.setdefault(group, []).append(i)
@@ -302,9 +302,9 @@ def _grouped(
 
 
 @lru_cache(maxsize=8)
-def _links(prints: tuple[Print, ...]) -> list[tuple[int, int]]:
-    """Of all splits, which are opened one after the other."""
-    return pairs(prints)
+def _links(prints: tuple[Print, ...], units: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Remembered for all splits, which are opened one after the other."""
+    return pairs(prints, units=units)
 
 
 def _of_units(
