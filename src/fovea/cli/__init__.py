@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fovea.cli.diagnosing import diagnose
 from fovea.cli.exporting import export
 from fovea.cli.filtering import filter_data
 from fovea.cli.machine import bench, doctor, zoo_build, zoo_card
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "evaluate": evaluate,
     "score": score,
     "filter": filter_data,
+    "diagnose": diagnose,
     "convert": convert,
     "recipes": recipes,
     "tasks": {"list": tasks_list, "show": tasks_show, "check": tasks_check, "write": tasks_write},

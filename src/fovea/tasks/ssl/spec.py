@@ -69,15 +69,16 @@ def options_of(generator: Generator) -> dict[str, Any]:
 
 
 def check_options(name: str, generator: Generator, given: Options | None) -> dict[str, Any]:
-    """The options as the generator wants them. Raises UserError for one that it has not, or of another type."""
+    """The options as the generator wants them; `paper=true` stands for those of `Generator.paper`, which others beside
+    it change. Raises UserError for one that it has not, or of another type."""
     from pydantic import TypeAdapter, ValidationError  # half of what `--help` would import
 
     from fovea.config import nearest
 
     known = options_of(generator)
     hints = get_type_hints(generator.make)
-    found = {}
-    for option, value in (given or {}).items():
+    found: dict[str, Any] = {}
+    for option, value in _with_paper(name, generator, given or {}).items():
         if option not in known:
             there = f"known: {', '.join(known)}" if known else "it has none"
             raise UserError(f"Task {name!r} has no option {option!r}{nearest(option, list(known))}; {there}.")
@@ -87,6 +88,21 @@ def check_options(name: str, generator: Generator, given: Options | None) -> dic
             said = error.errors()[0]["msg"].lower()
             raise UserError(f"task_options.{name}.{option}={value!r} is not allowed: {said}.") from None
     return found
+
+
+def _with_paper(name: str, generator: Generator, given: Options) -> Options:
+    """The options with `paper=true` written out. Raises UserError for a generator that the paper's code has not."""
+    own = dict(given)
+    wanted = own.pop("paper", False)
+    if not isinstance(wanted, bool):
+        raise UserError(f"task_options.{name}.paper={wanted!r} is not allowed; give true, or leave it away.")
+    if not wanted:
+        return own
+    if generator.paper is None:
+        raise UserError(
+            f"task_options.{name}.paper=true: the task is not among those of SSL4RL's released code; leave it away."
+        )
+    return dict(generator.paper) | own
 
 
 def step_of(difficulty: float, values: Sequence[T]) -> T:
