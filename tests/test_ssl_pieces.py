@@ -129,7 +129,7 @@ def test_a_problem_is_a_function_of_seed_number_and_difficulty(name: str) -> Non
 def test_the_truth_earns_everything_and_others_less(name: str, side: int) -> None:
     spec = SSL[f"ssl/{name}"]
     most = sum(spec.rewards.values())
-    for level in LEVELS:
+    for level in LEVELS if side == 64 else (0.0, 1.0):
         for problem in task(name, level, BuiltIn(split="train", side=side)).take(0, 1 if side > 64 else 3)[0]:
             assert correct(reply(problem), problem)
             texts = [reply(problem), *(f"<answer>{text}</answer>" for text in wrong(problem))]
@@ -152,7 +152,7 @@ def test_size_and_number_of_pictures_say_nothing(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "level", "outcomes"),
-    [("flip", 0.9, 4), ("flip_patch", 0.1, 4), ("strips", 0.4, 6), ("tiles", 0.1, 24), ("overlay", 0.4, 4)],
+    [("flip", 0.6, 3), ("flip_patch", 0.1, 4), ("strips", 0.4, 6), ("tiles", 0.1, 24), ("overlay", 0.4, 4)],
 )
 def test_every_answer_is_equally_likely(name: str, level: float, outcomes: int) -> None:
     n = 96
@@ -304,7 +304,7 @@ def test_the_foreign_patch_lies_exactly_in_its_box(decoys: int) -> None:
 
 def test_the_foreign_patch_has_no_sharper_border_than_decoys() -> None:
     hits = []
-    for problem in task("odd", 0.6).take(0, 60)[0]:
+    for problem in task("odd", 0.6).take(0, 48)[0]:
         grey = np.asarray(problem.images[0].convert("L"), np.float32)
         steep = np.hypot(*np.gradient(grey))
         found = []
@@ -314,9 +314,9 @@ def test_the_foreign_patch_has_no_sharper_border_than_decoys() -> None:
             rim[y1 + 3 : y2 - 3, x1 + 3 : x2 - 3] = False
             found.append(steep[rim].mean())
         hits.append(int(np.argmax(found)) == 0)
-    # One of three; three standard errors of 60 are 0.18. Decoys moved by a tenth of their side gave 0.53.
+    # One of three; three standard errors of 48 are 0.2. Decoys moved by a tenth of their side gave 0.53.
     assert len(found) == 3
-    assert np.mean(hits) < 1 / 3 + 0.18
+    assert np.mean(hits) < 1 / 3 + 0.2
 
 
 def test_pasting_changes_the_square_and_nothing_else() -> None:

@@ -46,8 +46,8 @@ def make(
             render(picture, (x, y, x + side, y + side), size)
             for x, y in rng.uniform(part[:2], np.array(part[:2]) + shift * (part[2] - part[0]), (2, 2))
         )
-        others = [mirrored(first, way) for way in WAYS[1:]]
-        if not plain(first) and all(_apart(first, other, shift) >= SAME for other in others):
+        levels = small(first, 12)
+        if not plain(first) and min(_apart(levels, turned(levels, way), shift) for way in WAYS[1:]) >= SAME:
             break
     else:
         raise unsuitable("ssl/flip", images, "plain, or alike when mirrored")
@@ -65,17 +65,20 @@ def make(
 
 def mirrored(view: Image.Image, way: str) -> Image.Image:
     """The view flipped in one of `WAYS`, pixel for pixel."""
-    pixels = np.asarray(view)
+    return Image.fromarray(turned(np.asarray(view), way).copy())
+
+
+def turned(pixels: np.ndarray, way: str) -> np.ndarray:
+    """An array [height, width, …] flipped in one of `WAYS`."""
     if way in ("left-right", "both"):
         pixels = pixels[:, ::-1]
     if way in ("upside-down", "both"):
         pixels = pixels[::-1]
-    return Image.fromarray(pixels.copy())
+    return pixels
 
 
-def _apart(a: Image.Image, b: Image.Image, shift: float) -> float:
-    """Difference of two views in grey levels where they lie best on each other, moved by up to `shift`."""
-    one, other = small(a, 12), small(b, 12)
+def _apart(one: np.ndarray, other: np.ndarray, shift: float) -> float:
+    """Difference of two small views in grey levels where they lie best on each other, moved by up to `shift`."""
     reach = round(shift * len(one))
     found = []
     for dy in range(-reach, reach + 1):
