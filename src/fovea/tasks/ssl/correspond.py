@@ -35,8 +35,10 @@ TURN = (0.0, 25.0, (0.0, 40.0))
 JITTER = (0.6, 1.0, (0.0, 1.0))
 EDGE = 0.12
 """No point lies nearer to a view's border."""
-CELLS = 64
+SIDE = 64
 """Pixels a side at which points are compared."""
+ALIKE = 7.0
+"""Mean absolute difference in grey levels below which two surroundings count as the same."""
 MANY, CENTRES, SETS = 400, 16, 60
 """Points, those around which others of the same colour are sought, and sets of them that are tried for each."""
 
@@ -79,7 +81,7 @@ def make(
         if not within(two, picture.size):
             continue
         link = homography(two, UNIT) @ homography(UNIT, one)  # unit square of the first view → of the second
-        found = _points(rng, warp(picture, one, (CELLS, CELLS)), link, n, distance, ranks)
+        found = _points(rng, warp(picture, one, (SIDE, SIDE)), link, n, distance, ranks)
         if found is not None:
             break
     else:
@@ -128,7 +130,7 @@ def _points(
     if len(points) < 4 * n:
         return None
     colors, patches = _looks(view, points)
-    points, colors, patches = (a[patches.std((1, 2)) > 6] for a in (points, colors, patches))
+    points, colors, patches = (a[patches[:, 3:12, 3:12].std((1, 2)) > 6] for a in (points, colors, patches))
     if len(points) < 4 * n:
         return None
     there = mapped(link, points)
@@ -148,21 +150,29 @@ def _points(
     right &= (middle[:, None] < middle[:, :, None]).sum(2) == ranks[1]
     for which, true in rng.permutation(np.argwhere(right))[:20]:
         chosen = sets[which]
-        shapes = patches[chosen] - patches[chosen].mean((1, 2), keepdims=True)
-        unlike = np.abs(shapes[:, None] - shapes).mean((2, 3)) + 255 * np.eye(n)
-        if unlike.min() > 8:
+        if _distinct(patches[chosen]):
             order = rng.permutation(n)
             return points[chosen[order]], int(np.flatnonzero(order == true)[0])
     return None
 
 
 def _looks(view: Image.Image, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean colour [m, 3] under a mark, and the grey surroundings [m, 9, 9], of points in a view of CELLS pixels."""
+    """Mean colour [m, 3] under a mark, and the grey surroundings [m, 15, 15], of points in a view of SIDE pixels."""
     smooth = np.asarray(view.filter(ImageFilter.BoxBlur(1)), np.float32)
-    grey = np.asarray(view.convert("L"), np.float32)
-    x, y = np.clip((points * CELLS).astype(int), 4, CELLS - 5).T
-    reach = np.arange(-4, 5)
+    grey = np.pad(np.asarray(view.filter(ImageFilter.BoxBlur(0.5)).convert("L"), np.float32), 7, "edge")
+    x, y = np.clip((points * SIDE).astype(int), 0, SIDE - 1).T
+    reach = np.arange(15)
     return smooth[y, x], grey[y[:, None, None] + reach[:, None], x[:, None, None] + reach]
+
+
+def _distinct(patches: np.ndarray) -> bool:
+    """Whether no two of the surroundings [n, 15, 15] look the same in their middles, brightness apart, however one of
+    them is moved by up to 3 pixels."""
+    shifts = np.lib.stride_tricks.sliding_window_view(patches, (9, 9), axis=(1, 2))  # [n, 7, 7, 9, 9]
+    shifts = shifts - shifts.mean((3, 4), keepdims=True)
+    unlike = np.abs(shifts[:, None] - shifts[:, 3, 3][:, None, None]).mean((4, 5)).min((2, 3))
+    least = np.maximum(ALIKE, 0.4 * np.abs(shifts[:, 3, 3]).mean((1, 2)))  # a share of what each shows
+    return bool((unlike + 255 * np.eye(len(patches)) > least).all())
 
 
 GENERATOR = Generator(

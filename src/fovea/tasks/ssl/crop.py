@@ -11,14 +11,13 @@ import functools
 import math
 
 import numpy as np
-from PIL import Image
 
 from fovea.boxes import place
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.geometry import quad, warp
+from fovea.tasks.ssl.geometry import CELLS, quad, repeated, warp
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable
-from fovea.tasks.ssl.views import SAME, Box, draw, finish, plain, tint, window
+from fovea.tasks.ssl.views import Box, draw, finish, plain, tint, window
 
 SHARE = (0.5, 0.22, (0.15, 0.7))
 """Mean side of the box as a share of the first picture's side: easiest, hardest, allowed."""
@@ -27,8 +26,6 @@ SPREAD = 0.05
 STRETCH = (1.0, 1.5, (1.0, 2.0))
 TURN = (0.0, 15.0, (0.0, 45.0))
 JITTER = (0.4, 1.0, (0.0, 1.0))
-CELLS = 48
-"""Pixels a side at which is looked whether the part might lie elsewhere."""
 
 
 def chance(
@@ -67,15 +64,16 @@ def make(
     strength = knob("jitter", jitter, difficulty, *JITTER)
     side = images.side
     part_side = round(side * knob("shown", shown, difficulty, 0.5, 0.5, (0.25, 1.0)))
+    # Drawn before the picture that suits it: else boxes would gather where pictures have most to show.
+    x1, y1, x2, y2 = _draw_box(rng, mean, most_stretch)
+    angle = rng.uniform(-most_turn, most_turn)
     for _ in range(TRIES):
         picture = images.picture(draw(rng, images)[0])
         outer = window(rng, picture.size, least=0.7)
-        x1, y1, x2, y2 = _draw_box(rng, mean, most_stretch)
-        angle = rng.uniform(-most_turn, most_turn)
         scale = outer[2] - outer[0]
         inner = (outer[0] + scale * x1, outer[1] + scale * y1, outer[0] + scale * x2, outer[1] + scale * y2)
         seen = warp(picture, quad(outer), (CELLS, CELLS))
-        if not plain(warp(picture, quad(inner, angle), (CELLS, CELLS))) and not _elsewhere(
+        if not plain(warp(picture, quad(inner, angle), (CELLS, CELLS))) and not repeated(
             seen, (x1, y1, x2, y2)
         ):
             break
@@ -105,21 +103,6 @@ def _draw_box(rng: np.random.Generator, mean: float, stretch: float) -> Box:
     w, h = min(0.95, size * math.sqrt(aspect)), min(0.95, size / math.sqrt(aspect))
     x, y = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
     return x, y, x + w, y + h
-
-
-def _elsewhere(whole: Image.Image, box: Box) -> bool:
-    """Of a view of CELLS pixels: whether a place that meets the box with IoU < 1/3 looks the same, brightness apart."""
-    grey = np.asarray(whole.convert("L"), np.float32)
-    x1, y1 = int(box[0] * CELLS), int(box[1] * CELLS)
-    w, h = max(4, int((box[2] - box[0]) * CELLS)), max(4, int((box[3] - box[1]) * CELLS))
-    places = np.lib.stride_tricks.sliding_window_view(grey, (h, w))[::2, ::2]
-    places = places - places.mean((2, 3), keepdims=True)
-    truth = grey[y1 : y1 + h, x1 : x1 + w]
-    unlike = np.abs(places - (truth - truth.mean())).mean((2, 3))
-    rows, columns = (np.arange(0, n, 2) for n in (CELLS - h + 1, CELLS - w + 1))
-    shared = np.clip(h - np.abs(rows - y1), 0, None)[:, None] * np.clip(w - np.abs(columns - x1), 0, None)
-    far = shared < 0.5 * w * h  # of equal boxes: IoU = shared / (2 area - shared) < 1/3
-    return bool((unlike[far] < SAME).any())
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,14 +17,12 @@ from PIL import Image
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.geometry import quad, warp
+from fovea.tasks.ssl.geometry import CELLS, quad, warp
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
 from fovea.tasks.ssl.views import finish, plain, small, tint, window
 
 SPAN = (1.0, 0.4, (0.1, 1.0))
 """Part of a sequence from which the frames are taken: easiest, hardest, allowed."""
-CELLS = 64
-"""Pixels a side at which frames are compared."""
 MOVED = 15.0
 """Grey levels by which the most changed twentieth of two small frames must differ on average."""
 

@@ -9,13 +9,15 @@ import functools
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from fovea.tasks.ssl.views import Box
+from fovea.tasks.ssl.views import SAME, Box
 
 Quad = np.ndarray
 """float64 [4, 2]: x, y in pixels of the picture of the view's top left, top right, bottom right, bottom left."""
 
+CELLS = 48
+"""Pixels a side of the small views at which pictures are compared."""
 UNIT: Quad = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
 """Corners of the unit square."""
 
@@ -78,6 +80,22 @@ def warp(
         made, Image.Transform.PERSPECTIVE, tuple(matrix.ravel()[:8]), Image.Resampling.BICUBIC
     )
     return view if made == size else view.resize(size, Image.Resampling.BICUBIC)
+
+
+def repeated(view: Image.Image, box: Box) -> bool:
+    """Whether the part of a view of CELLS pixels a side within `box` (0 to 1) looks the same as one elsewhere, which
+    it meets with IoU < 1/3. Brightness and what is finer than three pixels do not count."""
+    grey = np.asarray(view.convert("L").filter(ImageFilter.BoxBlur(1)), np.float32)
+    x1, y1 = int(box[0] * CELLS), int(box[1] * CELLS)
+    w, h = max(4, int((box[2] - box[0]) * CELLS)), max(4, int((box[3] - box[1]) * CELLS))
+    places = np.lib.stride_tricks.sliding_window_view(grey, (h, w))
+    places = places - places.mean((2, 3), keepdims=True)
+    truth = grey[y1 : y1 + h, x1 : x1 + w] - grey[y1 : y1 + h, x1 : x1 + w].mean()
+    unlike = np.abs(places - truth).mean((2, 3))
+    rows, columns = (np.arange(n) for n in (CELLS - h + 1, CELLS - w + 1))
+    shared = np.clip(h - np.abs(rows - y1), 0, None)[:, None] * np.clip(w - np.abs(columns - x1), 0, None)
+    far = shared < 0.5 * w * h  # of equal boxes: IoU = shared / (2 area - shared) < 1/3
+    return bool((unlike[far] < max(SAME, 0.4 * float(np.abs(truth).mean()))).any())
 
 
 # --- points -----------------------------------------------------------------------------------------------

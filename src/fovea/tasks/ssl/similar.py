@@ -14,6 +14,7 @@ from PIL import Image
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
+from fovea.tasks.ssl.geometry import CELLS, repeated
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
 from fovea.tasks.ssl.views import SAME, Box, difference, draw, finish, plain, render, tint
 
@@ -22,8 +23,6 @@ SHARES = ((0.75, 0.25), (0.8, 0.4), (0.8, 0.5, 0.2), (0.85, 0.6, 0.35, 0.1))
 SIDE = 0.42
 """Side of a window as a share of the picture's shorter side: two that share nothing fit in."""
 JITTER = (0.4, 1.0, (0.0, 1.0))
-CELLS = 64
-"""Pixels a side at which views are compared."""
 
 
 def chance(
@@ -61,7 +60,8 @@ def make(
         if other:
             parts.append((rest[0], _anywhere(rng, rest[0].size)))
         views = [render(*part, (CELLS, CELLS)) for part in parts]
-        if not any(map(plain, [*views, *_shared(views[0], boxes)])) and not _alike(views):
+        clear = not any(map(plain, [*views, *_shared(views[0], boxes)]))
+        if clear and not _alike(views) and not _repeats(picture, boxes):
             break
     else:
         raise unsuitable("ssl/similar", images, "plain, or the same in several places")
@@ -126,6 +126,14 @@ def _shared(reference: Image.Image, boxes: list[Box]) -> list[Image.Image]:
         if right > left and bottom > top:
             found.append(reference.crop((left, top, right, bottom)))
     return found
+
+
+def _repeats(picture: Image.Image, boxes: list[Box]) -> bool:
+    """Whether the reference is seen a second time in the part of the picture that all windows cover."""
+    low, high = np.array(boxes)[:, :2].min(0), np.array(boxes)[:, 2:].max(0)
+    (x1, y1), (x2, y2) = (np.array(boxes[0]).reshape(2, 2) - low) / (high - low)
+    around = render(picture, (low[0], low[1], high[0], high[1]), (CELLS, CELLS))
+    return repeated(around, (float(x1), float(y1), float(x2), float(y2)))
 
 
 def _alike(views: list[Image.Image]) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.geometry import Quad, quad, spans, warp, within
+from fovea.tasks.ssl.geometry import CELLS, Quad, quad, spans, warp, within
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
 from fovea.tasks.ssl.views import SAME, Box, difference, draw, finish, plain, tint
 
@@ -80,8 +80,9 @@ def make(
         corners = [_corners(kind, box, force, sign) for kind in listed]
         if not all(within(one, picture.size) for one in corners):
             continue
-        first, *tried = _views(picture, [quad(box), *corners], ["none", *listed], 48)
-        if not plain(first) and _different(listed, tried):
+        if plain(warp(picture, quad(box), (CELLS, CELLS))):
+            continue
+        if _different(listed, _views(picture, corners, listed, CELLS)):
             break
     else:
         raise unsuitable("ssl/transform", images, "plain, symmetric or too long")
