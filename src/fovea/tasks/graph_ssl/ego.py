@@ -17,7 +17,9 @@ from fovea.tasks.graph_ssl.network import Pair, Part
 from fovea.types import UserError
 
 Show = Literal["text", "picture"]
-Names = Literal["real", "letters"]
+Names = Literal["real", "letters", "ordered"]
+"""The graph's own names; random letters; or letters in the order of the search (A is the first asked node), with the
+edges written in this order, too: for models that cannot look up a name."""
 
 FEWEST, MOST = 6, 12
 """Edges that are shown at difficulty 0 and 1."""
@@ -125,20 +127,26 @@ def display(
     names: Names,
     letters: str = LETTERS,
 ) -> Ego:
-    """The edges written or drawn, the nodes under their own names or under letters in random order.
+    """The edges written or drawn, the nodes under their own names or under letters, in random order unless `ordered`.
 
     A drawing always has letters; with `names="real"` the question says what each stands for. Raises UserError for names
     that would make a question ambiguous.
     """
     nodes = list(dict.fromkeys([*roots, *(node for pair in edges for node in pair)]))
     assert len(nodes) <= len(letters), "more nodes than letters"
-    called = {node: letters[i] for node, i in zip(nodes, rng.permutation(len(nodes)))}
-    order = [edges[i] for i in rng.permutation(len(edges))]
+    ordered = names == "ordered"
+    places = range(len(nodes)) if ordered else rng.permutation(len(nodes))
+    called = {node: letters[i] for node, i in zip(nodes, places)}
+    order = list(edges) if ordered else [edges[i] for i in rng.permutation(len(edges))]
     if names == "real":
         _refuse_names(part, nodes)
     if show == "text":
-        named = called if names == "letters" else {node: node for node in nodes}
-        pairs = ((named[a], named[b]) if rng.random() < 0.5 else (named[b], named[a]) for a, b in order)
+        named = {node: node for node in nodes} if names == "real" else called
+        pairs = ((named[a], named[b]) for a, b in order)
+        if ordered:
+            pairs = ((min(pair), max(pair)) for pair in pairs)
+        else:
+            pairs = (pair if rng.random() < 0.5 else pair[::-1] for pair in pairs)
         written = ", ".join(f"({a}, {b})" for a, b in pairs)
         return Ego(edges=tuple(order), named=named, images=(), told=f"Some edges of a graph are {written}.")
     image = _drawn(part, rng, called, order)

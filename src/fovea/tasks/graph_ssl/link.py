@@ -43,6 +43,10 @@ def make(
     shown = around(part, rng, (a, b), most, {frozenset((a, b))})
     ego = display(part, rng, (a, b), shown, show, names)
     both = sorted(ego.named[node] for node in set(ego.linked(a)) & set(ego.linked(b)))
+    listed = [
+        f"{ego.named[node]} is linked to {', '.join(sorted(ego.named[w] for w in ego.linked(node)))}."
+        for node in (a, b)
+    ]
     answer = "yes" if yes else "no"
     first, second = ego.named[a], ego.named[b]
     return Asked(
@@ -50,7 +54,7 @@ def make(
         question=f"{ego.told} One may be hidden. Is there an edge between {first} and {second}?",
         answer=answer,
         said=answer,
-        thought=f"{first} and {second} are both linked to {', '.join(both) or 'nothing'}.",
+        thought=f"{' '.join(listed)} Both to {', '.join(both) or 'nothing'}.",
         difficulty=difficulty,
         meta={"pair": [a, b], "edges": [list(pair) for pair in ego.edges], "common": len(both)},
     )

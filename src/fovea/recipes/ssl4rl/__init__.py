@@ -1,0 +1,1 @@
+"""SSL4RL in miniature: the study of self-supervised tasks."""
