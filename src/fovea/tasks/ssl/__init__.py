@@ -12,14 +12,18 @@ from typing import Any
 from fovea.tasks.pool import BuiltIn, Pool
 from fovea.tasks.scenes import Split, generator
 from fovea.tasks.ssl import (
+    contrastive,
     correspond,
     crop,
     depth,
     flip,
     flip_patch,
     frames,
+    jigsaw,
+    masked,
     odd,
     overlay,
+    position,
     rotation,
     similar,
     strips,
@@ -33,6 +37,10 @@ from fovea.types import AnswerKind, Problem, UserError
 
 SSL: dict[str, Generator] = {
     "ssl/rotation": rotation.GENERATOR,
+    "ssl/jigsaw": jigsaw.GENERATOR,
+    "ssl/contrastive": contrastive.GENERATOR,
+    "ssl/position": position.GENERATOR,
+    "ssl/masked": masked.GENERATOR,
     "ssl/flip": flip.GENERATOR,
     "ssl/flip_patch": flip_patch.GENERATOR,
     "ssl/strips": strips.GENERATOR,

@@ -110,11 +110,11 @@ def make(
 
 
 def _matched(difficulty: float, strength: float) -> Pipeline:
-    """Smaller parts and stronger changes with the difficulty, up to SimCLR's."""
+    """Smaller parts and stronger changes with the difficulty; brightness less than SimCLR's, which hides things."""
     return Pipeline(
         least=0.5 - 0.35 * difficulty,
         most=0.8 - 0.3 * difficulty,
-        jitter=0.8 * strength,
+        jitter=0.5 * strength,
         hue=0.2 * strength,
         grey=0.2,
         blur=0.5 * strength,

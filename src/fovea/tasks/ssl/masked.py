@@ -17,15 +17,17 @@ from PIL import Image, ImageOps
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
 from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
-from fovea.tasks.ssl.views import SAME, Box, difference, draw, finish, plain, render, tint, window
+from fovea.tasks.ssl.views import PLAIN, SAME, Box, difference, draw, finish, render, tint
 from fovea.types import UserError
 
 COUNTS = (3, 4, 4, 6)
 """Candidates, easiest first."""
+PROBE = 16
+"""Pixels a side at which places are compared."""
 GREY = (128, 128, 128)
 LETTERS = "ABCDEFGH"
-DRAWN = 24
-"""Places that are tried for other parts; the most similar are taken, or the least."""
+DRAWN, ANCHORS = 40, 10
+"""Places of a photograph that are drawn, and how many of them are tried as the one that the others are compared to."""
 
 Decoys = Literal["", "parts", "mirrored", "turned", "tinted"]
 
@@ -56,10 +58,10 @@ def make(
     jitter: float | None = None,
 ) -> Asked:
     """`candidates`: how many, 2 to 8 (0: 3 to 6 by the difficulty). `decoys`: other parts of the photograph, or every
-    part in pairs with its mirrored, turned or tinted self ("": parts up to difficulty 0.3, above one of the four).
-    `part`: side of the hidden part as a share of the picture's (0: 0.4 to 0.25). `gap`: by how much of its side the grey
-    square is larger on every side (None: 0.1 to 0.2). `similar`: 0 takes the parts least like the true one, 1 the most
-    (None: the difficulty). `jitter`: how differently the candidates are tinted, not with "tinted" (None: 0.2 to 0.6).
+    part in pairs with its mirrored, turned or tinted self ("": parts up to difficulty 0.3, above the first three).
+    `part`: side of the hidden part as a share of the picture's (0: 0.4 to 0.25). `gap`: by how much of it the grey
+    square is larger on every side (None: 0.1 to 0.2). `similar`: 0 takes the parts least like each other, 1 the most
+    (None: 0.5 to 1). `jitter`: how differently the candidates are tinted, not with "tinted" (None: 0.4 to 0.8).
     """
     if candidates and not 2 <= candidates <= len(LETTERS):
         raise UserError(
@@ -67,11 +69,11 @@ def make(
             "difficulty)."
         )
     count = candidates or step_of(difficulty, COUNTS)
-    how = decoys or ("parts" if difficulty < 0.3 else _any(rng))
+    how = decoys or ("parts" if difficulty < 0.3 else _any(rng, count))
     part = min(part or 0.4 - 0.15 * difficulty, 0.5)
     gap = 0.1 + 0.1 * difficulty if gap is None else gap
-    similar = difficulty if similar is None else similar
-    jitter = 0.2 + 0.4 * difficulty if jitter is None else jitter
+    similar = 0.5 + 0.5 * difficulty if similar is None else similar
+    jitter = 0.4 + 0.4 * difficulty if jitter is None else jitter
     place = int(rng.integers(count))
     for _ in range(TRIES):
         i = draw(rng, images)[0]
@@ -98,9 +100,10 @@ def make(
     )
 
 
-def _any(rng: np.random.Generator) -> Decoys:
-    kinds: tuple[Decoys, ...] = ("parts", "mirrored", "turned", "tinted")
-    return kinds[int(rng.integers(4))]
+def _any(rng: np.random.Generator, count: int) -> Decoys:
+    """Few candidates may all be other parts; of many there is hardly room beside the picture that is shown."""
+    kinds: tuple[Decoys, ...] = ("mirrored", "turned", "parts")
+    return kinds[int(rng.integers(3 if count <= 4 else 2))]
 
 
 def _views(
@@ -115,28 +118,26 @@ def _views(
 ) -> list[Image.Image]:
     """The picture with its grey square, the true candidate, the decoys; none where this photograph does not suit."""
     picture, twin = _twin(rng, picture, how)
-    box = window(rng, picture.size, least=0.5, most=0.75)
-    edge = part * (box[2] - box[0])
-    rim = min(gap, (1 / part - 1) / 2) * edge
-    x, y = (rng.uniform(box[k] + rim, box[k + 2] - rim - edge) for k in (0, 1))
-    size = (max(1, side // 2),) * 2
-    true = render(picture, (x, y, x + edge, y + edge), size)
-    others = _parts(rng, picture, box, edge, true, (count if twin is None else -(-count // 2)) - 1, similar)
-    if plain(true) or others is None:
+    wide = min(picture.size) * rng.uniform(0.45, 0.7)
+    rim = min(gap, (1 / part - 1) / 2) * part * wide
+    places = _places(rng, picture, count if twin is None else -(-count // 2), part * wide, rim, wide, similar)
+    if not places:
         return []
-    first, scale = render(picture, box, (side, side)), side / (box[2] - box[0])
-    left, top, wide = (round(v * scale) for v in (x - box[0] - rim, y - box[1] - rim, edge + 2 * rim))
-    first.paste(GREY, (left, top, left + wide, top + wide))
-    decoys = others
-    if twin is not None:
-        twins = [twin(view) for view in (true, *others)]
-        if how != "tinted" and any(difference(a, b) < SAME for a, b in zip((true, *others), twins)):
-            return []
-        # Of an odd number one pair is broken, and any decoy may be the one that is missing: a lone candidate is then
-        # as often the true one as any other.
-        decoys = [*others, *twins]
-        decoys = [decoys[k] for k in rng.permutation(len(decoys))[: count - 1]]
-    return [first, true, *decoys]
+    parts = [render(picture, place, (max(1, side // 2),) * 2) for place, _ in places]
+    place, box = places[0]
+    first, scale = render(picture, box, (side, side)), side / wide
+    left, top = (round((place[k] - rim - box[k]) * scale) for k in (0, 1))
+    hole = round((part * wide + 2 * rim) * scale)
+    first.paste(GREY, (left, top, left + hole, top + hole))
+    if twin is None:
+        return [first, *parts]
+    twins = [twin(view) for view in parts]
+    if how != "tinted" and any(difference(a, b) < SAME for a, b in zip(parts, twins)):
+        return []
+    # Of an odd number one pair is broken, and any decoy may be the one that is missing: a lone candidate is then as
+    # often the true one as any other.
+    decoys = [*parts[1:], *twins]
+    return [first, parts[0], *(decoys[k] for k in rng.permutation(len(decoys))[: count - 1])]
 
 
 def _twin(
@@ -165,41 +166,79 @@ def _cast(view: Image.Image, gains: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(view, np.float32) * gains, 0, 255).astype(np.uint8))
 
 
-def _parts(
+def _places(
     rng: np.random.Generator,
     picture: Image.Image,
-    box: Box,
-    edge: float,
-    true: Image.Image,
     n: int,
+    edge: float,
+    rim: float,
+    wide: float,
     similar: float,
-) -> list[Image.Image] | None:
-    """`n` other parts of the photograph as large as the true one, outside `box`, all different; None where it has not
-    so many."""
-    corner = rng.uniform(0, 1, (8 * DRAWN, 2)) * (picture.width - edge, picture.height - edge)
-    outside = (corner + edge <= box[:2]).any(1) | (corner >= box[2:]).any(1)
-    corner = corner[outside][:DRAWN] if n else corner[:0]
-    seen = [render(picture, (x, y, x + edge, y + edge), (16, 16)) for x, y in corner]
-    away = [float(np.abs(_colors(view) - _colors(true)).sum()) for view in seen]
-    order = np.argsort(away)[:: 1 if similar >= 0.5 else -1]
-    start = round((1 - abs(2 * similar - 1)) * max(0, len(order) - n) / 2)
-    found: list[Image.Image] = []
-    taken: list[np.ndarray] = []
-    for k in order[start:]:
-        apart = all(np.abs(corner[k] - other).max() > edge / 2 for other in taken)
-        if len(found) < n and apart and not plain(seen[k]):
-            x, y = corner[k]
-            view = render(picture, (x, y, x + edge, y + edge), true.size)
-            if all(difference(view, other) >= SAME for other in (true, *found)):
-                found.append(view)
-                taken.append(corner[k])
-    return found if len(found) == n else None
+) -> list[tuple[Box, Box]]:
+    """`n` places of a photograph in random order that look different, with `similar` in colours, and for each a square
+    of side `wide` in which it can be hidden and that does not show the others; none where there are not so many.
+
+    They are drawn by one law and any of them may be the hidden one: what a candidate shows by itself, more detail or
+    the middle of the photograph, says nothing.
+    """
+    corner = rng.uniform(0, 1, (DRAWN, 2)) * (picture.width - edge, picture.height - edge)
+    shown, color, apart = _seen(picture, corner, edge)
+    apart &= np.abs(corner[:, None] - corner[None]).max(2) > edge + rim
+    for anchor in np.flatnonzero(shown)[:ANCHORS]:
+        order = [k for k in np.argsort(np.abs(color - color[anchor]).sum(1)) if shown[k] and k != anchor]
+        order = order if similar >= 0.5 else order[::-1]
+        chosen = [anchor]
+        for k in order[round((1 - abs(2 * similar - 1)) * max(0, len(order) - n) / 2) :]:
+            if len(chosen) < n and apart[k, chosen].all():
+                chosen.append(k)
+        found = corner[rng.permutation(chosen)]
+        around = [
+            _around(rng, picture.size, edge, rim, wide, found[k], np.delete(found, k, 0))
+            for k in range(len(found))
+        ]
+        if len(found) == n and all(around):
+            return [((x, y, x + edge, y + edge), box) for (x, y), box in zip(found.tolist(), around) if box]
+    return []
 
 
-def _colors(view: Image.Image) -> np.ndarray:
-    """float32 [6]: means and deviations of the channels."""
-    pixels = np.asarray(view.resize((16, 16), Image.Resampling.BOX), np.float32)
-    return np.concatenate([pixels.mean((0, 1)), pixels.std((0, 1))])
+def _seen(
+    picture: Image.Image, corner_N2: np.ndarray, edge: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of squares of side `edge`: whether each shows enough [N]; means and deviations of its channels [N, 6]; whether
+    two look different [N, N]."""
+    scale = PROBE / edge
+    across = [max(PROBE, round(v * scale)) for v in picture.size]
+    little = np.asarray(picture.resize((across[0], across[1]), Image.Resampling.BOX), np.float32)
+    at = np.clip((corner_N2 * scale).astype(int), 0, np.array(across) - PROBE)
+    views = np.stack([little[y : y + PROBE, x : x + PROBE] for x, y in at])
+    grey = views.mean(3).reshape(len(views), -1)
+    grey = grey - grey.mean(1, keepdims=True)
+    color = np.concatenate([views.mean((1, 2)), views.std((1, 2))], 1)
+    return grey.std(1) >= PLAIN, color, np.abs(grey[:, None] - grey[None]).mean(2) >= SAME
+
+
+def _around(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    edge: float,
+    rim: float,
+    wide: float,
+    place: np.ndarray,
+    others_N2: np.ndarray,
+) -> Box | None:
+    """A square of side `wide` that holds the square at `place` and its rim and shows nothing of the others; None if
+    none is found."""
+    low = np.maximum(0, place + edge + rim - wide)
+    high = np.minimum(np.array(size) - wide, place - rim)
+    if (low > high).any():
+        return None
+    corner = rng.uniform(low, high, (64, 1, 2))
+    hidden = ((corner + wide <= others_N2) | (corner >= others_N2 + edge)).any(2)
+    free = np.asarray(hidden.all(1))
+    if not free.any():
+        return None
+    x, y = corner[int(free.argmax()), 0].tolist()
+    return x, y, x + wide, y + wide
 
 
 GENERATOR = Generator(

@@ -75,7 +75,7 @@ def make(
         ]
     views = [tint(rng, view, jitter) for view in (views if pair else views[1:])]
     angles = ", ".join(map(str, range(0, 360, step)))
-    told = "The second picture is the first one" if pair else "The picture was upright and is"
+    told = "The second picture shows the same as the first," if pair else "The picture was upright and is"
     return Asked(
         images=finish(rng, views),
         question=f"{told} turned counter-clockwise. By how many degrees: {angles}?",
