@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fovea.tasks import archives, near_duplicates, photographs, pool_pictures
+from fovea.tasks import archives, near_duplicates, photographs, pool_pictures, pool_sources
 from fovea.tasks.near_duplicates import fingerprint, groups, pairs
 from fovea.tasks.pool import BuiltIn
 from fovea.tasks.pool_sources import FilePool, open_pool
@@ -47,7 +47,7 @@ def fill(folder: Path, n: int, first: int = 1000) -> Path:
     """A folder with `n` different pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
-        smooth(first + i).save(folder / f"blob{i:03d}.png")
+        smooth(first + i).save(folder / f"blob{i:03d}.png", compress_level=1)
     return folder
 
 
@@ -160,7 +160,7 @@ def test_turned_by_exif_and_stored_upright_are_one_photograph(tmp_path: Path) ->
 
 @pytest.mark.parametrize("form", ["jpg", "png"])
 def test_large_pictures_are_scaled_down_and_stay(tmp_path: Path, form: str) -> None:
-    photo(3, (1600, 1200)).save(tmp_path / f"large.{form}")
+    photo(3, (1600, 1200)).save(tmp_path / f"large.{form}", compress_level=1)
     photo(4, (80, 60)).save(tmp_path / f"small.{form}")
     pool = everything(tmp_path, max_pixels=100_000)
     # sqrt(100,000 / 1,920,000) = 0.22822: 365.1 x 273.9.
@@ -181,8 +181,6 @@ def test_what_is_decoded_is_counted_and_kept(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fovea.tasks import pool_sources
-
     # 64 x 48 x 4 = 12,288 bytes a picture: two fit into 25,000.
     cache = pool_sources.PictureCache(25_000)
     monkeypatch.setattr(pool_sources, "CACHE", cache)
@@ -564,7 +562,7 @@ def test_groups_are_linked_through_others() -> None:
 
 def test_copies_are_removed_or_kept_in_one_split(tmp_path: Path) -> None:
     for i in range(40):
-        photo(i).save(tmp_path / f"{i:02d}.png")
+        photo(i).save(tmp_path / f"{i:02d}.png", compress_level=1)
         if i % 4 == 0:
             photo(i).resize((100, 75)).save(tmp_path / f"{i:02d}_copy.jpg", quality=60)
     removed = everything(tmp_path)
@@ -615,8 +613,8 @@ def test_copies_do_not_change_a_split_by_their_names(tmp_path: Path) -> None:
     for folder, name in (("a", "00_copy"), ("b", "zz_copy")):
         (tmp_path / folder).mkdir()
         for i in range(60):
-            photo(i, (110, 100)).save(tmp_path / folder / f"{i:02d}.png")
-            photo(i, (90, 90)).save(tmp_path / folder / f"{name}{i:02d}.png")
+            photo(i, (70, 60)).save(tmp_path / folder / f"{i:02d}.png", compress_level=1)
+            photo(i, (60, 60)).save(tmp_path / folder / f"{name}{i:02d}.png", compress_level=1)
     parts: list[set[str]] = []
     for folder in ("a", "b"):
         train = open_pool(tmp_path / folder, "train")
@@ -668,7 +666,7 @@ def test_a_validation_source_that_overlaps_is_refused(tmp_path: Path) -> None:
     for i in range(30):
         (tmp_path / "own").mkdir(exist_ok=True)
         (tmp_path / "other").mkdir(exist_ok=True)
-        photo(i).save(tmp_path / "own" / f"{i}.png")
+        photo(i).save(tmp_path / "own" / f"{i}.png", compress_level=1)
         photo(i + 29).resize((120, 100)).save(tmp_path / "other" / f"x{i}.jpg", quality=70)
     # Photograph 29 is in both, in other sizes.
     for split in SPLITS:
@@ -823,17 +821,21 @@ def test_a_long_animation_is_sampled_evenly(tmp_path: Path) -> None:
     assert [shown.name(i) for i in (sequence[0], sequence[-1])] == ["long.gif#1", "long.gif#200"]
 
 
-def test_frames_are_in_one_split_and_copies_of_them_are_removed(tmp_path: Path) -> None:
+def test_frames_are_in_one_split_and_copies_of_them_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_sources, "LEAST_POOL", 1)
     for i in range(60):
         (tmp_path / f"{i:02d}.frames").mkdir()
         for k in range(4):
-            photo(i).crop((4 * k, 0, 4 * k + 120, 100)).save(tmp_path / f"{i:02d}.frames" / f"{k}.png")
-    photo(11).crop((4, 0, 124, 100)).save(tmp_path / "00_still.png")
+            frame = photo(i, (80, 60)).crop((4 * k, 0, 4 * k + 64, 60))
+            frame.save(tmp_path / f"{i:02d}.frames" / f"{k}.png", compress_level=1)
+    photo(11, (80, 60)).crop((4, 0, 68, 60)).save(tmp_path / "00_still.png")
     whole = everything(tmp_path)
     assert len(whole.sequences()) == len(whole) == 60
     assert whole.removed == (("00_still.png", "11.frames/0.png"),)
-    train, test = open_pool(tmp_path, "train"), open_pool(tmp_path, "test")
-    for pool in (train, test):
-        assert all(len(one) == 4 for one in pool.sequences())
-        assert len({pool.name(one[0])[:2] for one in pool.sequences()}) == len(pool)
-    assert not {pool[:2] for pool in names(train)} & {pool[:2] for pool in names(test)}
+    parts = [open_pool(tmp_path, split) for split in SPLITS]
+    films = [{pool.name(number)[:2] for one in pool.sequences() for number in one} for pool in parts]
+    assert [len(film) for film in films] == [len(pool) for pool in parts]
+    assert all(len(one) == 4 for pool in parts for one in pool.sequences())
+    assert sum(map(len, films)) == len(set().union(*films)) == 60
