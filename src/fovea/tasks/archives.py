@@ -32,12 +32,6 @@ RATIO = 50
 FREE = 500_000_000
 """So much may come out of any compressed tar, however small it is."""
 
-# What broken archives raise; each means the same here.
-_BROKEN = (
-    tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, OSError, EOFError, ValueError, NotImplementedError,
-    RuntimeError, IndexError, OverflowError,
-)  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberRef:
@@ -71,7 +65,7 @@ class MemberRef:
             data = _bytes(self)
         except BadPicture:
             raise
-        except Exception as error:  # zlib.error besides `_BROKEN`, and what a hostile entry may raise
+        except Exception as error:  # as in `members`
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise BadPicture(
                 f"the picture {self} cannot be read ({reason})", "write the archive again"
@@ -96,7 +90,8 @@ def members(path: Path) -> tuple[list[MemberRef], int, int]:
         listed = _zip_members(path, stamp) if zipped else _tar_members(path, stamp)
     except UserError:
         raise
-    except _BROKEN as error:
+    # Broken archives raise TarError, BadZipFile, zlib.error, LZMAError, OSError, EOFError, ValueError, RuntimeError …
+    except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(f"{path} cannot be read as an archive ({reason}); write it again.") from None
     refs, others = listed

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fovea.tasks.near_duplicates import Print, fingerprint
-from fovea.tasks.pictures import BadPicture, Lies, Size, key_of, opened, to_rgb, turned
+from fovea.tasks.pictures import BadPicture, Lies, Size, key_of, opened, quiet, to_rgb, turned
 from fovea.tasks.pool_files import DepthMap
 
 T = TypeVar("T")
@@ -189,7 +189,7 @@ def _depth(depth: DepthMap, megapixels: float) -> np.ndarray:
 def _array(ref: Lies, megapixels: float) -> np.ndarray:
     """A two-dimensional array of real numbers from a .npy file, never a pickle. Raises BadPicture."""
     try:
-        with ref.open() as stream:
+        with quiet, ref.open() as stream:
             old = np.lib.format.read_magic(stream) == (1, 0)
             header = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
             shape, _, dtype = header(stream)
