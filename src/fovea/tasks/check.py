@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Report:
     """The task's own figure; None for files."""
     notes: tuple[str, ...] = ()
     """What was left out of files and why, a clause each."""
+    solved: Mapping[str, Any] | None = None
+    """What `fovea.tasks.solvers.check_solvers` found of a self-supervised task."""
 
     def record(self) -> dict[str, Any]:
         """Plain JSON, as `fovea tasks check --json` prints it."""
@@ -70,6 +72,7 @@ class Report:
             "chance": self.chance,
             "declared_chance": self.declared,
             "notes": list(self.notes),
+            **(self.solved or {}),
         }
 
 
@@ -318,7 +321,7 @@ def _in_pieces(task: Task, n: int) -> Iterator[Problem]:
 
 def _wrong_with(problem: Problem, again: Problem, task: Task) -> Iterator[tuple[str, str]]:
     """(problem, fix) for everything that is wrong with one problem of a task."""
-    if _facts(problem) != _facts(again):
+    if facts_of(problem) != facts_of(again):
         yield "is another problem when it is taken again", "make it depend on seed and index alone"
     if problem.kind != task.kind:
         yield f"is of kind {problem.kind!r}, the task of kind {task.kind!r}", "declare one kind"
@@ -341,10 +344,11 @@ def _wrong_with(problem: Problem, again: Problem, task: Task) -> Iterator[tuple[
     if misfit is not None:
         yield misfit.problem, misfit.fix
     elif problem.target is not None:
-        yield from _wrong_reward(problem)
+        yield from wrong_reward(problem)
 
 
-def _wrong_reward(problem: Problem) -> Iterator[tuple[str, str]]:
+def wrong_reward(problem: Problem) -> Iterator[tuple[str, str]]:
+    """(what, fix) where the target is not right, or does not earn the full reward."""
     reply = _reply(problem)
     if not correct(reply, problem):
         yield f"the target {reply[:60]!r} is wrong by the checker", "make target and answer agree"
@@ -358,7 +362,8 @@ def _wrong_reward(problem: Problem) -> Iterator[tuple[str, str]]:
         yield f"the target {reply[:60]!r} does not earn the full reward ({low})", "correct the target"
 
 
-def _facts(problem: Problem) -> tuple[Any, ...]:
+def facts_of(problem: Problem) -> tuple[Any, ...]:
+    """All that makes a problem, pixels too: equal for the same problem made again."""
     pixels = tuple((image.size, image.mode, image.tobytes()) for image in problem.images)
     words = (problem.id, problem.task, problem.question, repr(problem.answer), problem.kind, problem.frame)
     return (*words, problem.difficulty, problem.target, repr(problem.meta), pixels)

@@ -86,8 +86,8 @@ def _texture(pixels: np.ndarray) -> list[float]:
 
 # --- two views --------------------------------------------------------------------------------------------
 
-PAIR = 6 + 14
-"""Numbers of two views: `_edges`, then `_alike` and `match`."""
+PAIR = 6 + 14 + 3
+"""Numbers of two views: `_edges`, then `_alike`, `match` and `_fits`."""
 RIGHT, DOWN, MATCH = slice(0, 3), slice(3, 6), slice(15, 20)
 """Where the numbers lie that say whether b goes on to the right of a, or below; and `match`."""
 _SAME = 14
@@ -102,7 +102,9 @@ def pair_numbers(pixels: Sequence[np.ndarray], own: np.ndarray) -> np.ndarray:
         found[..., :6] = _edges(pixels)
         small = np.array([_means(array.mean(2), 8).ravel() for array in pixels])
         small -= small.mean(1, keepdims=True)
+        holes = [_hole(array) for array in pixels]
         for a, b in itertools.permutations(range(n), 2):
+            found[a, b, 20:] = _fits(pixels[a], holes[a], pixels[b])
             found[a, b, 6:15] = _alike(pixels[a], pixels[b], own[a], own[b], small[a], small[b])
             found[a, b, MATCH] = match(pixels[a], pixels[b])
     return found
@@ -137,6 +139,42 @@ def _border(pixels: np.ndarray, axis: int, places: tuple[int, int]) -> list[np.n
         return [line[:: max(1, step)] for line in lines]
     at = np.linspace(0, len(lines[0]) - 1, EDGE).round().astype(int)
     return [line[at] for line in lines]
+
+
+def _hole(pixels: np.ndarray) -> tuple[int, int, int, int] | None:
+    """(x1, y1, x2, y2) of an evenly grey square of at least a sixth of the sides; None: there is none."""
+    grey = np.abs(pixels - 128).max(2) < 10
+    rows, columns = (np.flatnonzero(grey.mean(axis) > 0.15) for axis in (1, 0))
+    if len(rows) < pixels.shape[0] / 6 or len(columns) < pixels.shape[1] / 6:
+        return None
+    x1, y1, x2, y2 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return (x1, y1, x2, y2) if grey[y1:y2, x1:x2].mean() > 0.9 else None
+
+
+def _fits(a: np.ndarray, hole: tuple[int, int, int, int] | None, b: np.ndarray) -> tuple[float, ...]:
+    """How b's border goes on in what is around a's hole: difference of the lines, of their means, 1 - correlation.
+    Zeros without a hole."""
+    if hole is None:
+        return 0.0, 0.0, 0.0
+    x1, y1, x2, y2 = (int(v) for v in hole)
+    height, width = a.shape[:2]
+    inner, outer = [], []
+    for there, outside, inside in (
+        (y1 > 2, a[max(0, y1 - 2), x1:x2], b[0]),
+        (y2 < height - 2, a[min(height - 1, y2 + 1), x1:x2], b[-1]),
+        (x1 > 2, a[y1:y2, max(0, x1 - 2)], b[:, 0]),
+        (x2 < width - 2, a[y1:y2, min(width - 1, x2 + 1)], b[:, -1]),
+    ):
+        if there:
+            outer.append(outside[np.linspace(0, len(outside) - 1, EDGE).astype(int)])
+            inner.append(inside[np.linspace(0, len(inside) - 1, EDGE).astype(int)])
+    if not inner:
+        return 0.0, 0.0, 0.0
+    one, two = np.concatenate(inner), np.concatenate(outer)
+    flat_one, flat_two = ((v - v.mean(0)).ravel() for v in (one, two))
+    size = float(np.linalg.norm(flat_one) * np.linalg.norm(flat_two)) + 1e-3
+    apart = float(np.abs(one.mean(0) - two.mean(0)).mean())
+    return float(np.abs(one - two).mean()), apart, 1 - float(flat_one @ flat_two) / size
 
 
 def _alike(

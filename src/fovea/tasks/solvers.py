@@ -40,6 +40,9 @@ from fovea.tasks.solver_orders import order_methods
 from fovea.types import AnswerKind, Problem, Task
 
 Which = Literal["blind", "low_level", "coarse"]
+WHICH: tuple[Which, ...] = ("blind", "low_level", "coarse")
+FACTS = 50
+"""Problems of a check that are made twice."""
 Factory = Callable[[Split], Task]
 """Split → the task over that split's pictures."""
 
@@ -115,11 +118,14 @@ def fit_and_score(task_factory: Factory, which: Which, n_train: int, n_test: int
 def score_tables(train: Table, test: Table, which: Which, task: Task) -> Score:
     """The same of problems that are there already; `task` says chance and reward."""
     need_sklearn()
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
     kind = train.problems[0].kind
     train_seen, test_seen = getattr(train, which), getattr(test, which)
-    name, method = choose(METHODS[kind], train_seen, train.problems)
-    predict = method(train_seen, train.problems)
-    replies = [reply_of(answer) for answer in predict(test_seen, test.problems)]
+    with threadpool_limits(1):  # threads that spin on a busy machine are many times slower
+        name, method = choose(METHODS[kind], train_seen, train.problems)
+        answers = method(train_seen, train.problems)(test_seen, test.problems)
+    replies = [reply_of(answer) for answer in answers]
     right = [correct(reply, problem) for reply, problem in zip(replies, test.problems, strict=True)]
     weights = {k: v for k, v in getattr(task, "rewards", default_rewards(kind)).items() if k != "format"}
     options = getattr(task, "reward_options", None)
@@ -136,6 +142,30 @@ def score_tables(train: Table, test: Table, which: Which, task: Task) -> Score:
         partial=float(np.mean(earned)),
         method=name,
     )
+
+
+def check_solvers(task_factory: Factory, n: int = 400) -> dict[str, Any]:
+    """What `fovea tasks check ssl/NAME --json` adds: the solvers on `n` held-out problems after as many for fitting,
+    and of the first `FACTS` of the split "train" whether each is the same when made again, whether its truth earns
+    the full reward. Raises UserError without scikit-learn.
+
+    Example: {"blind": {"accuracy": 0.25, "ci95": [0.21, 0.29], "n": 400, "chance": 0.25}, "low_level": {…},
+    "coarse": {…}, "truth_scores_one": True, "deterministic": True}
+    """
+    from fovea.tasks.check import facts_of, wrong_reward
+
+    need_sklearn()
+    train, test = task_factory("train"), task_factory("test")
+    problems, _ = train.take(0, FACTS)
+    again = [train.take(index, 1)[0][0] for index in range(FACTS)]
+    found: dict[str, Any] = {}
+    tables = gather(train, n), gather(test, n)
+    for which in WHICH:
+        score = score_tables(*tables, which, test).record()
+        found[which] = {name: score[name] for name in ("accuracy", "ci95", "n", "chance")}
+    found["truth_scores_one"] = not any(list(wrong_reward(problem)) for problem in problems)
+    found["deterministic"] = all(facts_of(a) == facts_of(b) for a, b in zip(problems, again))
+    return found
 
 
 def reply_of(answer: Any) -> str:
