@@ -15,7 +15,7 @@ from fovea.rewards import correct
 from fovea.rewards.sequences import set_f1
 from fovea.tasks.graph_ssl import GRAPH_TASKS, Network, open_graph, open_graph_task, part
 from fovea.tasks.graph_ssl.baselines import adamic_adar, common, degree, fitted, link_baselines
-from fovea.tasks.graph_ssl.builtin import BUILTIN
+from fovea.tasks.graph_ssl.builtin import BUILTIN, imports_of
 from fovea.tasks.graph_ssl.ego import around
 from fovea.tasks.graph_ssl.network import network, split_of_node
 from fovea.tasks.scenes import SPLITS
@@ -52,7 +52,7 @@ def test_a_problem_is_a_function_of_seed_and_index(name: str, options: Any, vill
 
 
 @pytest.mark.parametrize("name", GRAPH_TASKS)
-@pytest.mark.parametrize("names", ["real", "letters"])
+@pytest.mark.parametrize("names", ["real", "letters", "ordered"])
 def test_the_teacher_is_right_and_others_are_not(name: str, names: str, villages: Network) -> None:
     """The truth scores 1 in every style; a truth of another problem, where it differs, scores less."""
     for style in ("", "@think", "@boxed", "@json"):
@@ -263,6 +263,36 @@ def test_built_in_graphs_open(name: str) -> None:
     assert all(a in graph.links[b] for a, b in graph.edges)
 
 
+def test_sources_are_parsed_and_not_run(tmp_path: Path) -> None:
+    """By hand: pack/__init__ imports fast; pack.inner imports pack (`.`), pack.sub.deep (`.sub`) and, in a function,
+    fast; pack.sub.deep imports pack.inner (`..`); a broken file and tests import nothing; nothing is executed."""
+    sources = {
+        "pack/__init__.py": "import fast\nraise SystemExit\n",
+        "pack/inner.py": "from . import name\nfrom .sub import deep\ndef f():\n  if 1:\n    import fast, other\n",
+        "pack/sub/__init__.py": "class A: pass\n",
+        "pack/sub/deep.py": "from ..inner import f\n",
+        "broken.py": "import pack\nprint 1\n",
+        "test/t.py": "import pack\n",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    edges, attributes = imports_of(tmp_path, {"fast", "test"})
+    assert edges == {
+        ("pack", "fast"), ("pack.inner", "pack"), ("pack.inner", "pack.sub.deep"), ("pack.inner", "fast"),
+        ("pack.sub.deep", "pack.inner"),
+    }  # fmt: skip
+    assert attributes["kind"] == {
+        "pack": "package", "pack.inner": "module", "pack.sub": "package", "pack.sub.deep": "module",
+        "broken": "module", "fast": "C",
+    }  # fmt: skip
+    assert attributes["defines"] == {
+        "pack": "neither", "pack.inner": "functions", "pack.sub": "classes", "pack.sub.deep": "neither",
+    }  # fmt: skip
+    assert attributes["package"] == {}  # four modules are fewer than ten
+
+
+@pytest.mark.long
 def test_imports_of_python() -> None:
     """json/decoder.py begins with `from json import scanner`, and its C scanner is imported in a try."""
     graph = open_graph("python-imports")

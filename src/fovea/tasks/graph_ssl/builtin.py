@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,25 @@ CLASS_SIZE = 10
 def python_imports() -> Network:
     """Modules of the standard library; an edge joins two of which one imports the other, anywhere in its source.
 
-    Attributes of a module: `defines` (functions, classes, both or neither at its top level), `kind` (package, module,
-    private or C: without a Python source), `size` (how many functions
-    and classes it defines) and `package`, its top-level package where that has `CLASS_SIZE` modules: the class.
+    Attributes and class: `imports_of`.
     """
-    files = dict(_modules())
-    known = frozenset(files) | {name for name in sys.stdlib_module_names if name not in _SKIPPED}
+    about = f"imports among the modules of {platform.python_implementation()} {platform.python_version()}"
+    edges, attributes = imports_of(Path(sysconfig.get_paths()["stdlib"]), sys.stdlib_module_names)
+    return network("python-imports", about, edges, attributes, attribute="defines", label="package")
+
+
+def imports_of(root: Path, also: Collection[str]) -> tuple[set[tuple[str, str]], dict[str, dict[str, str]]]:
+    """(edges, attributes) of the modules in a folder, and of those named in `also`, which may have no source.
+
+    Attributes of a module: `defines` (functions, classes, both or neither at its top level), `kind` (package, module,
+    private or C: without a Python source), `size` (how many functions and classes it defines) and `package`, its
+    top-level package where that has `CLASS_SIZE` modules.
+    """
+    files = dict(_modules(root))
+    known = frozenset(files) | {name for name in also if name not in _SKIPPED}
     edges: set[tuple[str, str]] = set()
-    size, defines = {}, {}
+    size: dict[str, str] = {}
+    defines: dict[str, str] = {}
     for name in sorted(files):
         tree = _parsed(files[name])
         if tree is None:
@@ -61,16 +72,14 @@ def python_imports() -> Network:
         "defines": defines,
         "package": {name: top for name in known if inside[top := name.partition(".")[0]] + 1 >= CLASS_SIZE},
     }
-    about = f"imports among the modules of {platform.python_implementation()} {platform.python_version()}"
-    return network("python-imports", about, edges, attributes, attribute="defines", label="package")
+    return edges, attributes
 
 
 _DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-def _modules() -> Iterator[tuple[str, Path]]:
-    """(dotted name, file) of every source of the standard library; tests and demonstrations are left out."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+def _modules(root: Path) -> Iterator[tuple[str, Path]]:
+    """(dotted name, file) of every source in a folder; tests and demonstrations are left out."""
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if not _SKIPPED & set(parts) and all(part.isidentifier() for part in parts):
