@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class Arm:
     """Tasks on which it is also measured, at the start and the end, whether the model looks."""
     keep: int = 0
     """Replies per task that are kept in the curve."""
+    levels: Mapping[str, float] = field(default_factory=dict)
+    """Self-supervised task → difficulty at which it is measured."""
 
     @property
     def folder(self) -> str:
