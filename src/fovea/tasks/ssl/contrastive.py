@@ -17,9 +17,11 @@ from PIL import Image, ImageFilter, ImageOps
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.spec import TRIES, Generator, unsuitable
-from fovea.tasks.ssl.views import SAME, Box, difference, draw, finish, plain, render
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable
+from fovea.tasks.ssl.views import SAME, Box, detail, difference, draw, finish, plain, render
 
+LOOK = 48
+"""Pixels a side at which colours are compared."""
 SIDE = 224
 """Pixels a side of a view at most, as in SimCLR."""
 
@@ -59,7 +61,7 @@ def chance(
     *,
     changes: Changes = "matched",
     candidates: int = 12,
-    overlap: float = 0.0,
+    overlap: float | None = None,
     strength: float | None = None,
 ) -> float:
     return 0.5
@@ -72,17 +74,17 @@ def make(
     *,
     changes: Changes = "matched",
     candidates: int = 12,
-    overlap: float = 0.0,
+    overlap: float | None = None,
     strength: float | None = None,
 ) -> Asked:
     """`changes`: how the views are made; the two of SimCLR are the paper's, at every difficulty. `candidates`: pictures
-    among which the other one is chosen by its colours (1: any). `overlap`: of the smaller part in common, at least (0:
-    0.6 to 0.2 by the difficulty; not for SimCLR's). `strength`: of the changes (None: 0.3 to 1; not for SimCLR's)."""
+    among which the other one is chosen by its colours (1: any). `overlap`: of the smaller part in common, at least
+    (None: 0.6 to 0.2 by the difficulty). `strength`: of the changes (None: 0.3 to 1). SimCLR's have their own."""
     positive = bool(rng.integers(2))
-    strength = 0.3 + 0.7 * difficulty if strength is None else strength
+    strength = knob("strength", strength, difficulty, 0.3, 1.0, (0, 1))
     matched = changes == "matched"
     pipeline = _matched(difficulty, strength) if matched else SIMCLR if changes == "simclr" else STRONG
-    common = (overlap or 0.6 - 0.4 * difficulty) if matched else 0.0
+    common = knob("overlap", overlap, difficulty, 0.6, 0.2, (0, 0.9)) if matched else 0.0
     size = min(images.side, SIDE)
     for _ in range(TRIES):
         i, *others = draw(rng, images, 1 + max(1, candidates))
@@ -143,17 +145,20 @@ def _common(a: Box, b: Box) -> float:
     return max(0.0, w) * max(0.0, h) / least
 
 
+def _boxes(rng: np.random.Generator, size: tuple[int, int], pipeline: Pipeline, common: float) -> list[Box]:
+    """Two parts of a picture with at least `common` in common; none where 50 tries find none."""
+    for _ in range(50):
+        boxes = [_part(rng, size, pipeline) for _ in range(2)]
+        if common <= _common(*boxes):
+            return boxes
+    return []
+
+
 def _pair(
     rng: np.random.Generator, picture: Image.Image, pipeline: Pipeline, common: float, size: int
 ) -> list[Image.Image]:
-    """Two parts of a picture, not yet changed, with at least `common` in common; none where they show too little."""
-    for _ in range(50):
-        boxes = [_part(rng, picture.size, pipeline) for _ in range(2)]
-        if common <= _common(*boxes):
-            break
-    else:
-        return []
-    views = [render(picture, box, (size, size)) for box in boxes]
+    """Two views of a picture, not yet changed; none where they show too little."""
+    views = [render(picture, box, (size, size)) for box in _boxes(rng, picture.size, pipeline, common)]
     return [] if any(map(plain, views)) else views
 
 
@@ -167,31 +172,30 @@ def _other(
 ) -> tuple[int, Image.Image] | None:
     """(picture, view) of another picture: the one whose colours are as far from the first view's as the second
     view's are. Drawn by the same law as a second view, so that its place and size say nothing."""
-    first, second = map(_colors, views)
-    found: list[tuple[float, int, Image.Image]] = []
+    size = views[0].size
+    first, second = (_colors(view.resize((LOOK, LOOK), Image.Resampling.BICUBIC)) for view in views)
+    found: list[tuple[float, int, Box]] = []
     for k in others:
-        pair = _pair(rng, images.picture(k), pipeline, common, views[0].width)
-        if pair and difference(views[0], pair[1]) >= SAME:
-            gap = np.abs(np.abs(_colors(pair[1]) - first) - np.abs(second - first)).sum()
-            found.append((float(gap), k, pair[1]))
-    if not found:
-        return None
-    _, k, view = min(found, key=lambda one: one[:2])
-    return k, view
+        picture = images.picture(k)
+        for _ in range(2 if len(others) > 1 else 1):
+            for box in _boxes(rng, picture.size, pipeline, common)[1:]:
+                away = np.abs(_colors(render(picture, box, (LOOK, LOOK))) - first)
+                found.append((float(np.abs(away - np.abs(second - first)).sum()), k, box))
+    for _, k, box in sorted(found):
+        view = render(images.picture(k), box, size)
+        if not plain(view) and difference(views[0], view) >= SAME:
+            return k, view
+    return None
 
 
 def _colors(view: Image.Image) -> np.ndarray:
-    """float32 [27]: means and deviations of the channels in shares of 255, and a histogram of the grey levels and the
-    two colour differences, 7 bins each."""
-    little = view.resize((24, 24), Image.Resampling.BOX)
-    rgb = np.asarray(little, np.float32) / 255
-    planes = np.moveaxis(np.asarray(little.convert("YCbCr"), np.float32), 2, 0).reshape(3, -1)
-    edges = (np.linspace(0, 256, 8), np.linspace(88, 168, 8), np.linspace(88, 168, 8))
-    counts = [
-        np.histogram(np.clip(plane, bins[0], bins[-1]), bins)[0] / plane.size
-        for plane, bins in zip(planes, edges)
-    ]
-    return np.concatenate([rgb.mean((0, 1)), rgb.std((0, 1)), *counts]).astype(np.float32)
+    """float32 [28]: means and deviations of the channels in shares of 255, detail, and a histogram of the grey levels
+    and the two colour differences, 7 bins each."""
+    rgb = np.asarray(view, np.float32) / 255
+    planes = np.asarray(view.convert("YCbCr"), np.int32).reshape(-1, 3)
+    bins = np.stack([planes[:, 0] * 7 // 256, *((planes[:, 1:].clip(88, 167) - 88) * 7 // 80).T])
+    counts = np.bincount((bins + 7 * np.arange(3)[:, None]).ravel(), minlength=21) / len(planes)
+    return np.concatenate([rgb.mean((0, 1)), rgb.std((0, 1)), [detail(view)], counts]).astype(np.float32)
 
 
 def _change(rng: np.random.Generator, view: Image.Image, pipeline: Pipeline) -> Image.Image:

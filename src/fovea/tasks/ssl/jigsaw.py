@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from PIL import Image, ImageOps, ImageStat
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
 from fovea.tasks.ssl.pieces import board, cells, cut, fitting, in_one_order, numbered, piece
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
-from fovea.tasks.ssl.views import Box, draw, finish, fit, tint, window
-from fovea.types import UserError
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
+from fovea.tasks.ssl.spec import whole as chosen
+from fovea.tasks.ssl.views import Box, detail, draw, finish, fit, render, tint, window
 
 GRIDS = (2, 2, 3, 4)
 """Parts a side, easiest first."""
+DETAIL, BRIGHTER = 0.3, 30.0
+"""Difference of the upper and the lower half of a picture, at most: in log detail, in grey levels."""
 LEAST = 28
 """Pixels a side of a part that is a picture of its own, where pictures are that large."""
 
@@ -48,21 +51,19 @@ def make(
     whole: bool = False,
 ) -> Asked:
     """`n`: parts a side, 2 to 6 (0: 2 to 4 by the difficulty, with `single` as many as fit). `single`: one picture with
-    numbered parts instead of a picture a part. `gap`: share of the sides of every part that is hidden (None: 0.1 to
-    0.3). `jitter`: how differently the parts are tinted (None: 0.3 to 1). `whole`: all of the picture in its own shape,
+    numbered parts instead of a picture a part. `gap`: share of the sides of every part that is hidden (None: 0.2 to
+    0.4). `jitter`: how differently the parts are tinted (None: 0.5 to 1). `whole`: all of the picture in its own shape,
     not a square of it (not with `single`)."""
-    if n and not 2 <= n <= 6:
-        raise UserError(f"task_options.ssl/jigsaw.n={n} is not allowed; give 2 to 6 (0: by the difficulty).")
-    n = n or step_of(difficulty, fitting(GRIDS, images.side) if single else GRIDS)
-    gap = min(max(0.1 + 0.2 * difficulty if gap is None else gap, 0.0), 0.5)
-    jitter = 0.3 + 0.7 * difficulty if jitter is None else jitter
+    n = chosen("n", n, difficulty, fitting(GRIDS, images.side) if single else GRIDS, (2, 6))
+    gap = knob("gap", gap, difficulty, 0.2, 0.4, (0, 0.5))
+    jitter = knob("jitter", jitter, difficulty, 0.5, 1.0, (0, 1))
     whole = whole and not single
     shown = rng.permutation(n * n)  # shown[k]: which place the part with number k + 1 is from
     for _ in range(TRIES):
         i = draw(rng, images)[0]
         picture = images.picture(i)
-        box: Box = (0, 0, *picture.size) if whole else window(rng, picture.size, least=0.8)
-        if in_one_order(picture, box, n, n):
+        box: Box = (0, 0, *picture.size) if whole else window(rng, picture.size, least=0.7)
+        if (whole or _balanced(picture, box)) and in_one_order(picture, box, n, n):
             break
     else:
         raise unsuitable("ssl/jigsaw", images, "plain, or its parts fit in more than one order")
@@ -86,6 +87,15 @@ def make(
         difficulty=difficulty,
         meta={"n": n, "gap": gap, "chance": 1 / math.factorial(n * n), "pictures": [images.name(i)]},
     )
+
+
+def _balanced(picture: Image.Image, box: Box) -> bool:
+    """Whether the upper half shows about as much detail as the lower one and is about as bright: else how many bytes a
+    part takes, or how bright it is, would say its row."""
+    half = ImageOps.grayscale(render(picture, box, (64, 64)))
+    upper, lower = half.crop((0, 0, 64, 32)), half.crop((0, 32, 64, 64))
+    brighter = abs(ImageStat.Stat(upper).mean[0] - ImageStat.Stat(lower).mean[0])
+    return abs(detail(upper) - detail(lower)) < DETAIL and brighter < BRIGHTER
 
 
 def _size(whole: tuple[int, int], n: int) -> tuple[int, int]:

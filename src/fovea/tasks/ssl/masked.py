@@ -16,9 +16,8 @@ from PIL import Image, ImageOps
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable, whole
 from fovea.tasks.ssl.views import PLAIN, SAME, Box, difference, draw, finish, render, tint
-from fovea.types import UserError
 
 COUNTS = (3, 4, 4, 6)
 """Candidates, easiest first."""
@@ -37,7 +36,7 @@ def chance(
     *,
     candidates: int = 0,
     decoys: Decoys = "",
-    part: float = 0.0,
+    part: float | None = None,
     gap: float | None = None,
     similar: float | None = None,
     jitter: float | None = None,
@@ -52,28 +51,23 @@ def make(
     *,
     candidates: int = 0,
     decoys: Decoys = "",
-    part: float = 0.0,
+    part: float | None = None,
     gap: float | None = None,
     similar: float | None = None,
     jitter: float | None = None,
 ) -> Asked:
     """`candidates`: how many, 2 to 8 (0: 3 to 6 by the difficulty). `decoys`: other parts of the photograph, or every
     part in pairs with its mirrored, turned or tinted self ("": parts up to difficulty 0.3, above the first three).
-    `part`: side of the hidden part as a share of the picture's (0: 0.4 to 0.25). `gap`: by how much of it the grey
-    square is larger on every side (None: 0.1 to 0.2). `similar`: 0 takes the parts least like each other, 1 the most
+    `part`: side of the hidden part as a share of the picture's (None: 0.3 to 0.2). `gap`: by how much of it the grey
+    square is larger on every side (None: 0.25 to 0.35). `similar`: 0 takes the parts least like each other, 1 the most
     (None: 0.5 to 1). `jitter`: how differently the candidates are tinted, not with "tinted" (None: 0.4 to 0.8).
     """
-    if candidates and not 2 <= candidates <= len(LETTERS):
-        raise UserError(
-            f"task_options.ssl/masked.candidates={candidates} is not allowed; give 2 to {len(LETTERS)} (0: by the "
-            "difficulty)."
-        )
-    count = candidates or step_of(difficulty, COUNTS)
+    count = whole("candidates", candidates, difficulty, COUNTS, (2, len(LETTERS)))
     how = decoys or ("parts" if difficulty < 0.3 else _any(rng, count))
-    part = min(part or 0.4 - 0.15 * difficulty, 0.5)
-    gap = 0.1 + 0.1 * difficulty if gap is None else gap
-    similar = 0.5 + 0.5 * difficulty if similar is None else similar
-    jitter = 0.4 + 0.4 * difficulty if jitter is None else jitter
+    part = knob("part", part, difficulty, 0.3, 0.2, (0.1, 0.5))
+    gap = knob("gap", gap, difficulty, 0.25, 0.35, (0, 0.5))
+    similar = knob("similar", similar, difficulty, 0.5, 1.0, (0, 1))
+    jitter = knob("jitter", jitter, difficulty, 0.4, 0.8, (0, 1))
     place = int(rng.integers(count))
     for _ in range(TRIES):
         i = draw(rng, images)[0]
@@ -233,8 +227,8 @@ def _around(
     if (low > high).any():
         return None
     corner = rng.uniform(low, high, (64, 1, 2))
-    hidden = ((corner + wide <= others_N2) | (corner >= others_N2 + edge)).any(2)
-    free = np.asarray(hidden.all(1))
+    hidden = np.any((corner + wide <= others_N2) | (corner >= others_N2 + edge), axis=2)
+    free = np.all(hidden, axis=1)
     if not free.any():
         return None
     x, y = corner[int(free.argmax()), 0].tolist()

@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
-from fovea.tasks.ssl.views import SAME, Box, draw, finish, fit, plain, render, tint, window
-from fovea.types import UserError
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
+from fovea.tasks.ssl.spec import whole as chosen
+from fovea.tasks.ssl.views import SAME, Box, detail, draw, finish, fit, plain, render, tint, window
 
 GRIDS = (2, 2, 3, 4)
 """Cells a side, easiest first."""
@@ -24,6 +24,8 @@ WORDS = ("top left", "top right", "bottom left", "bottom right")
 """Answers where there are 2 x 2."""
 PROBE = 8
 """Pixels a side of the cut-out where it is sought elsewhere."""
+DRAWN = 12
+"""Cut-outs of the right cell among which one is chosen."""
 Shape = Literal["square", "free"]
 
 
@@ -31,7 +33,7 @@ def chance(
     difficulty: float,
     *,
     n: int = 0,
-    part: float = 0.0,
+    part: float | None = None,
     shape: Shape = "square",
     jitter: float | None = None,
     whole: bool = False,
@@ -45,28 +47,23 @@ def make(
     difficulty: float,
     *,
     n: int = 0,
-    part: float = 0.0,
+    part: float | None = None,
     shape: Shape = "square",
     jitter: float | None = None,
     whole: bool = False,
 ) -> Asked:
-    """`n`: cells a side, 2 to 6 (0: 2 to 4 by the difficulty). `part`: side of the cut-out as a share of the cell's (0:
-    0.9 to 0.6). `shape`: "free" draws height and width by themselves, 0.2 to 0.8 of the cell's, and shows the cut-out
-    as large as it is in the picture. `jitter`: how differently the two are tinted (None: 0.3 to 0.8). `whole`: all of
+    """`n`: cells a side, 2 to 6 (0: 2 to 4 by the difficulty). `part`: side of the cut-out as a share of the cell's
+    (None: 0.9 to 0.6). `shape`: "free" draws height and width by themselves, 0.2 to 0.8 of the cell's, and shows it as
+    large as it is in the picture. `jitter`: how differently the two are tinted (None: 0.3 to 0.8). `whole`: all of
     the picture in its own shape, not a square of it."""
-    if n and not 2 <= n <= 6:
-        raise UserError(
-            f"task_options.ssl/position.n={n} is not allowed; give 2 to 6 (0: by the difficulty)."
-        )
-    n = n or step_of(difficulty, GRIDS)
-    jitter = 0.3 + 0.5 * difficulty if jitter is None else jitter
+    n = chosen("n", n, difficulty, GRIDS, (2, 6))
+    part = knob("part", part, difficulty, 0.9, 0.6, (0.2, 1))
+    jitter = knob("jitter", jitter, difficulty, 0.3, 0.8, (0, 1))
     row, column = divmod(int(rng.integers(n * n)), n)
     for _ in range(TRIES):
         i = draw(rng, images)[0]
         picture = images.picture(i)
-        box: Box = (0, 0, *picture.size) if whole else window(rng, picture.size, least=0.7)
-        share = (part or 0.9 - 0.3 * difficulty,) * 2 if shape == "square" else rng.uniform(0.2, 0.8, 2)
-        cut = _inside(rng, box, n, row, column, (float(share[0]), float(share[1])))
+        box, cut = _places(rng, picture, n, row, column, part, shape, whole)
         size = fit(picture.size, images.side) if whole else (images.side, images.side)
         first = render(picture, box, size)
         view = _view(picture, first, box, cut, shape)
@@ -86,6 +83,39 @@ def make(
         difficulty=difficulty,
         meta={"n": n, "chance": 1 / n**2, "pictures": [images.name(i)]},
     )
+
+
+def _places(
+    rng: np.random.Generator,
+    picture: Image.Image,
+    n: int,
+    row: int,
+    column: int,
+    part: float,
+    shape: Shape,
+    whole: bool,
+) -> tuple[Box, Box]:
+    """(what is shown, what is cut out of it).
+
+    Skies are above and say so by how bright and plain they are. Of `DRAWN` pairs the one is taken whose cut-out is in
+    that most like one from a cell that is drawn without regard to the answer; with `whole` any.
+    """
+    found = []
+    for k in range(1 if whole else DRAWN + 1):
+        box: Box = (0, 0, *picture.size) if whole else window(rng, picture.size, least=0.7)
+        share = (part, part) if shape == "square" else tuple(rng.uniform(0.2, 0.8, 2).tolist())
+        cell = (row, column) if k or whole else divmod(int(rng.integers(n * n)), n)
+        found.append((box, _inside(rng, box, n, *cell, (share[0], share[1]))))
+    if whole:
+        return found[0]
+    look = np.array([_look(render(picture, cut, (24, 24))) for _, cut in found])
+    return found[1 + int(np.abs(look[1:] - look[0]).sum(1).argmin())]
+
+
+def _look(view: Image.Image) -> tuple[float, float, float]:
+    """Detail, brightness and contrast, in like units."""
+    stat = ImageStat.Stat(view.convert("L"))
+    return 2 * detail(view), stat.mean[0] / 64, stat.stddev[0] / 32
 
 
 def _inside(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.spec import TRIES, Generator, step_of, unsuitable
+from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
 from fovea.tasks.ssl.views import SAME, Box, difference, draw, finish, fit, plain, render, tint
 from fovea.types import UserError
 
@@ -30,7 +30,7 @@ def chance(
     *,
     pair: bool = True,
     step: int = 0,
-    overlap: float = 0.0,
+    overlap: float | None = None,
     jitter: float | None = None,
     whole: bool = False,
 ) -> float:
@@ -44,17 +44,17 @@ def make(
     *,
     pair: bool = True,
     step: int = 0,
-    overlap: float = 0.0,
+    overlap: float | None = None,
     jitter: float | None = None,
     whole: bool = False,
 ) -> Asked:
     """`step`: degrees between two possible answers, a divisor of 360 (0: by the difficulty). `overlap`: of the sides
-    of the two parts of the picture that are shown, in common (0: 1 to 0.7 by the difficulty). `jitter`: how differently
-    the two are tinted (None: 0.3 to 0.8). `whole`: all of the picture in its own shape, which swaps width and height
+    of the two parts of the picture that are shown, in common (None: 1 to 0.7). `jitter`: how differently the two are
+    tinted (None: 0.3 to 0.8). `whole`: all of the picture in its own shape, which swaps width and height
     at a quarter turn (only where `step` is a multiple of 90)."""
     step = _step(step, difficulty)
-    jitter = 0.3 + 0.5 * difficulty if jitter is None else jitter
-    overlap = overlap or 1 - 0.3 * difficulty
+    jitter = knob("jitter", jitter, difficulty, 0.3, 0.8, (0, 1))
+    overlap = knob("overlap", overlap, difficulty, 1.0, 0.7, (0.3, 1))
     angle = int(rng.integers(360 // step)) * step
     for _ in range(TRIES):
         i = draw(rng, images)[0]
