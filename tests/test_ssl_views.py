@@ -168,7 +168,7 @@ def test_sizes_say_nothing(name: str, side: int) -> None:
 def test_plain_and_repeating_pictures_are_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"fovea.tasks.{name.replace('/', '.')}.TRIES", 40)
     grey = Image.new("RGB", (160, 120), (120, 130, 140))
-    stripes = Image.fromarray(np.tile(np.uint8([[[0] * 3] * 4 + [[255] * 3] * 4]), (120, 20, 1)))
+    stripes = Image.fromarray(np.tile(np.array([[[0] * 3] * 4 + [[255] * 3] * 4], np.uint8), (120, 20, 1)))
     for picture in (grey, stripes):
         with pytest.raises(UserError, match=f"{name}.*made pictures"):
             problems(name, 1, 1.0, pool=Made(pictures=(picture, picture)))
@@ -347,7 +347,7 @@ def test_similar_the_order_is_that_of_what_is_shared() -> None:
     """Where nothing is tinted, the best shift of a candidate over the reference is found by matching, and the shares
     that these shifts leave are in the order of the truth."""
     right = 0
-    for problem in problems("ssl/similar", 8, 0.3, n=3, last="other", jitter=0.0):
+    for problem in problems("ssl/similar", 8, 0.3, n=3, last="other", equal=False, jitter=0.0):
         reference, *candidates = (np.asarray(view.convert("L"), float)[::2, ::2] for view in problem.images)
         ranked = [_shared_area(reference, candidates[k - 1]) for k in problem.answer[:2]]
         right += abs(ranked[0] - 0.8) < 0.08 and abs(ranked[1] - 0.4) < 0.08

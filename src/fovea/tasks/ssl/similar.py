@@ -22,7 +22,6 @@ SHARES = ((0.75, 0.25), (0.8, 0.4), (0.8, 0.5, 0.2), (0.85, 0.6, 0.35, 0.1))
 """Of the reference, shown by all candidates but the last; easiest first."""
 SIDE = 0.42
 """Side of a window as a share of the picture's shorter side: two that share nothing fit in."""
-JITTER = (0.4, 1.0, (0.0, 1.0))
 
 
 def chance(
@@ -30,7 +29,8 @@ def chance(
     *,
     n: Literal[0, 3, 4, 5] = 0,
     last: Literal["by difficulty", "other", "same"] = "by difficulty",
-    jitter: float | None = None,
+    equal: bool = True,
+    jitter: float = 1.0,
 ) -> float:
     """One of the n! orders."""
     return 1 / math.factorial(1 + len(_shares(difficulty, n)))
@@ -43,13 +43,15 @@ def make(
     *,
     n: Literal[0, 3, 4, 5] = 0,
     last: Literal["by difficulty", "other", "same"] = "by difficulty",
-    jitter: float | None = None,
+    equal: bool = True,
+    jitter: float = 1.0,
 ) -> Asked:
     """`n`: candidates (0: by the difficulty). `last`: whether the least similar one is of another picture or of
-    another part of the same one (by difficulty: the same from 0.5 on). `jitter`: how differently all are tinted
-    (None: by the difficulty)."""
+    another part of the same one (by difficulty: the same from 0.5 on). `equal`: every view gets the first
+    one's mean and spread of each colour channel, so that these do not tell. `jitter`: how differently all are
+    tinted after that."""
     shares = _shares(difficulty, n)
-    strength = knob("jitter", jitter, difficulty, *JITTER)
+    strength = knob("jitter", jitter, difficulty, 1, 1, (0, 1))
     other = last == "other" or (last == "by difficulty" and difficulty < 0.5)
     for _ in range(TRIES):
         picture, *rest = (images.picture(i) for i in draw(rng, images, 2))
@@ -69,7 +71,8 @@ def make(
     count = len(views) - 1
     shown = rng.permutation(count)  # place among the candidates → rank
     answer = [int(place) + 1 for place in np.argsort(shown)]
-    views = [tint(rng, view, strength) for view in (views[0], *(views[1 + rank] for rank in shown))]
+    views = [views[0], *(_equal(view, views[0]) if equal else view for view in (views[1 + k] for k in shown))]
+    views = [tint(rng, view, strength) for view in views]
     return Asked(
         images=finish(rng, views),
         question=f"The other pictures are candidates 1 to {count}. Order them by how much of the first picture's "
@@ -128,6 +131,14 @@ def _shared(reference: Image.Image, boxes: list[Box]) -> list[Image.Image]:
     return found
 
 
+def _equal(view: Image.Image, model: Image.Image) -> Image.Image:
+    """The view with each channel's mean and, as far as a factor of two does it, spread as in `model`."""
+    levels, wanted = (np.asarray(v, np.float32) for v in (view, model))
+    gain = np.clip(wanted.std((0, 1)) / np.maximum(levels.std((0, 1)), 1), 0.5, 2)
+    made = (levels - levels.mean((0, 1))) * gain + wanted.mean((0, 1))
+    return Image.fromarray(np.clip(made, 0, 255).astype(np.uint8))
+
+
 def _repeats(picture: Image.Image, boxes: list[Box]) -> bool:
     """Whether the reference is seen a second time in the part of the picture that all windows cover."""
     low, high = np.array(boxes)[:, :2].min(0), np.array(boxes)[:, 2:].max(0)
@@ -151,7 +162,7 @@ GENERATOR = Generator(
     answer="the candidates' numbers, most similar first, with commas",
     rewards={"order": 1.0, "format": 0.1},
     reward_options={"order": {"partial": True, "gamma": 0.2}},
-    shortcuts="sizes, zoom and resampling are the same for all, tints are drawn apart; what shares more of a scene "
-    "shares more of its colours, which no construction removes: from difficulty 0.5 on the least similar one is of "
-    "the same picture, so that colours say less",
+    shortcuts="sizes, zoom and resampling are the same for all; what shares more of a scene shares more of its "
+    "colours: all get one mean and spread of each channel before they are tinted apart, and from difficulty 0.5 on the "
+    "least similar one is of the same picture; joint statistics of colours and textures still say something",
 )
