@@ -64,7 +64,8 @@ def first_arms(seeds: Sequence[int]) -> list[Arm]:
     for seed in seeds:
         for name, method, steps, rate in (("sft", "sft", SFT_STEPS, 3e-4), ("rl-cold", "rl", RL_STEPS, 1e-4)):
             values = _values(method, steps, rate)
-            arms.append(Arm(name=name, seed=seed, task="link", values=values, measure=MEASURE))
+            start = name == "sft" and seed == seeds[0]  # fovea-tiny is the same for all
+            arms.append(Arm(name=name, seed=seed, task="link", values=values, measure=MEASURE, start=start))
     return arms
 
 
@@ -76,8 +77,9 @@ def next_arms(out: Path, seeds: Sequence[int]) -> list[Arm]:
             start = f"{newest(out / first.folder / 'run')}/model"
             for name, method, rate in (("rl", "rl", 1e-4), ("sft-more", "sft", 1e-4)):
                 values = _values(method, RL_STEPS, rate, model=start)
+                seed = first.seed + 1000
                 arms.append(
-                    Arm(name=name, seed=first.seed + 1000, task="link", values=values, measure=MEASURE)
+                    Arm(name=name, seed=seed, task="link", values=values, measure=MEASURE, start=False)
                 )
     return arms
 

@@ -48,6 +48,8 @@ class Arm:
     """Tasks on which it is also measured, at the start and the end, whether the model looks."""
     keep: int = 0
     """Replies per task that are kept in the curve."""
+    start: bool = True
+    """Whether the model that it starts from is measured, too; another arm may have measured it already."""
     levels: Mapping[str, float] = field(default_factory=dict)
     """Self-supervised task → difficulty at which it is measured."""
 
@@ -132,7 +134,7 @@ def do_arm(place: Path, opened: Opener | None = None) -> None:
             began = (place / "run" / "run.json").is_file()
             train(run, (), tasks=_tasks(run, opened), resume=began)
         result = json.loads(done.read_text())
-    curve = [_measured(run, arm, opened, run.model, 0)]
+    curve = [_measured(run, arm, opened, run.model, 0)] if arm.get("start", True) else []
     for checkpoint in sorted((place / "run" / "checkpoints").glob("step_*"), key=_step):
         curve.append(
             _measured(run, arm, opened, str(checkpoint / "model"), _step(checkpoint), result["steps"])
