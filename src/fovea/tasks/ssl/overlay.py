@@ -58,10 +58,10 @@ def make(
         behind = np.asarray(render(picture, window(rng, picture.size, least=0.6), (side, side)))
         labels = _labels(rng, count, most, total, shape, color, both)
         scene = compose(
-            rng, _tinted(tints), total, labels=labels, size=(side, side), side=(low, high), behind=behind
+            rng, tinted(tints), total, labels=labels, size=(side, side), side=(low, high), behind=behind
         )
         after = np.asarray(scene.image)
-        if all(_change(thing, behind, after) >= VISIBLE for thing in scene.things):
+        if all(change_of(thing, behind, after) >= VISIBLE for thing in scene.things):
             break
     else:
         raise unsuitable("ssl/overlay", images, "of colours on which the shapes cannot be seen")
@@ -95,7 +95,7 @@ def _labels(
     return [labels[k] for k in rng.permutation(total)]
 
 
-def _tinted(strength: float) -> StampSource:
+def tinted(strength: float) -> StampSource:
     """Shapes in colours up to 24 levels off and up to 30 % transparent, times `strength`."""
     plain = shape_stamps("train")
 
@@ -110,7 +110,7 @@ def _tinted(strength: float) -> StampSource:
     return stamp
 
 
-def _change(thing: Thing, before: np.ndarray, after: np.ndarray) -> float:
+def change_of(thing: Thing, before: np.ndarray, after: np.ndarray) -> float:
     """How far a shape's ink differs from the photograph: mean of the half of its box that changed most."""
     x1, y1, x2, y2 = thing.box
     a, b = (pixels[y1:y2, x1:x2].astype(np.float32) for pixels in (before, after))
