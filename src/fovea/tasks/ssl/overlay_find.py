@@ -65,6 +65,6 @@ GENERATOR = Generator(
     about="where one of the shapes over a photograph is, as a box",
     answer="the shape's box",
     rewards={"iou": 0.5, "iou_50": 0.5, "format": 0.1},
-    shortcuts="the only thing that was drawn: other shapes lie there too, drawn alike, and any of them may be asked for; "
+    shortcuts="the only thing that was drawn: other shapes lie there too, drawn alike, and any may be asked for; "
     "place, colour and size are drawn alike for all; tints and transparency vary",
 )
