@@ -81,6 +81,7 @@ def hacked(seed: int, steps: int = 300) -> tuple[np.ndarray, np.ndarray, int]:
     return reward, audit, start
 
 
+@pytest.mark.long
 def test_clean_runs_are_quiet() -> None:
     """0 of 500 in this simulation; one is allowed, the bound of the docstring would allow 3 (300 steps)."""
     assert sum(bool(run_of(*honest(seed))) for seed in range(500)) <= 1

@@ -185,7 +185,7 @@ print(json.dumps([expected, resident("VmHWM") - before]))
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param([], id="plain"),
+        pytest.param([], marks=pytest.mark.long, id="plain"),
         pytest.param(["gradient_checkpointing=true"], marks=pytest.mark.long, id="recomputed"),
         pytest.param(["finetune.mode=lora"], marks=pytest.mark.long, id="lora"),
         pytest.param(["tokens_per_pass=256"], marks=pytest.mark.long, id="passes"),

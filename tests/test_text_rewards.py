@@ -415,6 +415,7 @@ EXPRESSIONS = r"""
 """
 
 
+@pytest.mark.long
 def test_math_is_math_verifys_own_verdict_on_pairs() -> None:
     from math_verify import parse, verify
 

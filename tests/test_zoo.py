@@ -140,6 +140,7 @@ def test_taught_scores_are_those_of_the_models_own_attention(policy: Policy) -> 
     assert k.shape == q.shape
 
 
+@pytest.mark.long
 def test_a_stage_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) -> None:
     ends = []
     for name, pauses in (("whole", (4,)), ("stopped", (2, 4))):
