@@ -82,6 +82,14 @@ def warp(
     return view if made == size else view.resize(size, Image.Resampling.BICUBIC)
 
 
+def colored(view: Image.Image, model: Image.Image) -> Image.Image:
+    """The view with each channel's mean and, as far as a factor of two does it, spread as in `model`."""
+    levels, wanted = (np.asarray(v, np.float32) for v in (view, model))
+    gain = np.clip(wanted.std((0, 1)) / np.maximum(levels.std((0, 1)), 1), 0.5, 2)
+    made = (levels - levels.mean((0, 1))) * gain + wanted.mean((0, 1))
+    return Image.fromarray(np.clip(made, 0, 255).astype(np.uint8))
+
+
 def repeated(view: Image.Image, box: Box) -> bool:
     """Whether the part of a view of CELLS pixels a side within `box` (0 to 1) looks the same as one elsewhere, which
     it meets with IoU < 1/3. Brightness and what is finer than three pixels do not count."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.geometry import CELLS, repeated
+from fovea.tasks.ssl.geometry import CELLS, colored, repeated
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
 from fovea.tasks.ssl.views import SAME, Box, difference, draw, finish, plain, render, tint
 
@@ -71,7 +71,10 @@ def make(
     count = len(views) - 1
     shown = rng.permutation(count)  # place among the candidates → rank
     answer = [int(place) + 1 for place in np.argsort(shown)]
-    views = [views[0], *(_equal(view, views[0]) if equal else view for view in (views[1 + k] for k in shown))]
+    views = [
+        views[0],
+        *(colored(view, views[0]) if equal else view for view in (views[1 + k] for k in shown)),
+    ]
     views = [tint(rng, view, strength) for view in views]
     return Asked(
         images=finish(rng, views),
@@ -129,14 +132,6 @@ def _shared(reference: Image.Image, boxes: list[Box]) -> list[Image.Image]:
         if right > left and bottom > top:
             found.append(reference.crop((left, top, right, bottom)))
     return found
-
-
-def _equal(view: Image.Image, model: Image.Image) -> Image.Image:
-    """The view with each channel's mean and, as far as a factor of two does it, spread as in `model`."""
-    levels, wanted = (np.asarray(v, np.float32) for v in (view, model))
-    gain = np.clip(wanted.std((0, 1)) / np.maximum(levels.std((0, 1)), 1), 0.5, 2)
-    made = (levels - levels.mean((0, 1))) * gain + wanted.mean((0, 1))
-    return Image.fromarray(np.clip(made, 0, 255).astype(np.uint8))
 
 
 def _repeats(picture: Image.Image, boxes: list[Box]) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.geometry import CELLS, Quad, quad, spans, warp, within
+from fovea.tasks.ssl.geometry import CELLS, Quad, colored, quad, spans, warp, within
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable
 from fovea.tasks.ssl.views import SAME, Box, difference, draw, finish, plain, tint
 
@@ -40,7 +40,9 @@ PHOTOMETRIC = {
 KINDS = GEOMETRIC | PHOTOMETRIC
 STRENGTH = (1.0, 0.4, (0.3, 1.0))
 """Of zoom, stretch and shift; 1: by 80 %, 80 % and 40 %."""
-JITTER = (0.3, 1.0, (0.0, 1.0))
+JITTER = (0.7, 1.0, (0.0, 1.0))
+FRAME = 0.04
+"""Width of the frame around both views, as a share of the side."""
 CROSS = 0.03
 """Width of the bar over the seam of swapped halves, as a share of the side."""
 
@@ -51,6 +53,8 @@ def chance(
     n: Literal[0, 2, 3, 4, 5, 6] = 0,
     photometric: bool = False,
     strength: float | None = None,
+    nudge: float = 0.05,
+    equal: bool = True,
     jitter: float | None = None,
 ) -> float:
     return 1 / (n or step_of(difficulty, (3, 4, 5, 6)))
@@ -64,20 +68,26 @@ def make(
     n: Literal[0, 2, 3, 4, 5, 6] = 0,
     photometric: bool = False,
     strength: float | None = None,
+    nudge: float = 0.05,
+    equal: bool = True,
     jitter: float | None = None,
 ) -> Asked:
     """`n`: answers to choose from (0: by the difficulty). `photometric`: blur, brightness, negative and grey too,
-    which colour statistics give away, as tints must then be weak. `strength` of zoom, stretch and shift, 0.3 to 1;
-    `jitter`: how differently the two are tinted (None: by the difficulty)."""
+    which colour statistics give away, as colours must then be left. `strength` of zoom, stretch and shift, 0.3 to 1.
+    `nudge`: how far the second view lies off in any case, as a share of its side, so that nothing is seen in equal
+    pixels. `equal`: both get one mean and spread of each channel, then a tint each of strength `jitter` (strength
+    and jitter None: by the difficulty)."""
     count = n or step_of(difficulty, (3, 4, 5, 6))
     force = knob("strength", strength, difficulty, *STRENGTH)
     tinted = knob("jitter", jitter, difficulty, *JITTER) * (0.25 if photometric else 1)
     listed = [str(kind) for kind in rng.permutation(list(KINDS if photometric else GEOMETRIC))[:count]]
     true = int(rng.integers(count))
+    off = knob("nudge", nudge, difficulty, 0, 0, (0, 0.1))
     for _ in range(TRIES):
         picture = images.picture(draw(rng, images)[0])
-        box, sign = _base(rng, picture.size, force), float(rng.choice((-1, 1)))
-        corners = [_corners(kind, box, force, sign) for kind in listed]
+        box, sign = _base(rng, picture.size), float(rng.choice((-1, 1)))
+        nudged = _nudged(rng, box, off)
+        corners = [_corners(kind, nudged, force, sign) for kind in listed]
         if not all(within(one, picture.size) for one in corners):
             continue
         if plain(warp(picture, quad(box), (CELLS, CELLS))):
@@ -90,10 +100,12 @@ def make(
     first, second = _views(
         picture, [quad(box), corners[true]], ["none", listed[true]], images.side, detail, "swap" in listed
     )
+    if equal and not photometric:
+        second = colored(second, first)
     options = "; ".join(f"{letter}: {KINDS[kind]}" for letter, kind in zip("ABCDEF", listed))
     told = "What, apart from a tint," if tinted else "What"
     return Asked(
-        images=finish(rng, [tint(rng, first, tinted), tint(rng, second, tinted)]),
+        images=finish(rng, [_framed(tint(rng, view, tinted)) for view in (first, second)]),
         question=f"{told} was done to the first picture to get the second? {options}.",
         answer="ABCDEF"[true],
         said="ABCDEF"[true],
@@ -102,11 +114,26 @@ def make(
     )
 
 
-def _base(rng: np.random.Generator, size: tuple[int, int], force: float) -> Box:
+def _base(rng: np.random.Generator, size: tuple[int, int]) -> Box:
     """A square that leaves room to be moved to one side."""
     side = min(size) * rng.uniform(0.6, 0.7)
     x, y = rng.uniform(0, size[0] - side), rng.uniform(0, size[1] - side)
     return x, y, x + side, y + side
+
+
+def _nudged(rng: np.random.Generator, box: Box, off: float) -> Box:
+    """The square moved by up to `off` of its side in x and y, and as much larger or smaller."""
+    side = box[2] - box[0]
+    dx, dy, more = side * rng.uniform(-off, off, 3)
+    return box[0] + dx - more / 2, box[1] + dy - more / 2, box[2] + dx + more / 2, box[3] + dy + more / 2
+
+
+def _framed(view: Image.Image) -> Image.Image:
+    """The view with a grey frame: borders that go on in a mirrored or moved copy are no sign."""
+    made = Image.new("RGB", view.size, (128, 128, 128))
+    width = max(2, round(view.width * FRAME))
+    made.paste(view.crop((width, width, view.width - width, view.height - width)), (width, width))
+    return made
 
 
 def _corners(kind: str, box: Box, force: float, sign: float) -> Quad:
@@ -182,7 +209,9 @@ GENERATOR = Generator(
     about="what was done to the first picture: mirrored, turned, enlarged, moved, …",
     answer="a letter",
     rewards={"choice": 1.0, "format": 0.1},
-    shortcuts="both views resolve equally fine detail whatever was done, a bar covers the seam of swapped halves "
-    "wherever these are among the answers, tints are drawn apart, symmetric pictures are rejected; a blur, a negative "
-    "and the like are seen in colour statistics and therefore only an option (photometric=true)",
+    shortcuts="the second view is nudged in any case, a frame hides the borders and a bar the seam of swapped halves "
+    "(wherever these are among the answers), both views resolve equally fine detail and have one mean and spread of "
+    "colours before they are tinted apart, symmetric pictures are rejected; which of two directions has the stronger "
+    "edges changes with a quarter turn; a blur, a negative and the like are seen in colour statistics and therefore "
+    "only an option (photometric=true)",
 )
