@@ -107,12 +107,16 @@ def tasks_check(
         bool, typer.Option(help="Decode every picture once; --no-decode reads headers only.")
     ] = True,
     megapixels: Annotated[float, typer.Option(min=0.001, help="Larger pictures are refused.")] = 100,
+    solvers: Annotated[
+        bool,
+        typer.Option(help="With --json, self-supervised tasks: solvers that do not look (extra solvers)."),
+    ] = True,
     json: Json = False,
 ) -> None:
     """Check a task or your own data: all bad samples in one pass. Exit code 2 if there are any."""
     from fovea.cli.shared import may_be_data
     from fovea.tasks import check_task
-    from fovea.tasks.opening import is_known
+    from fovea.tasks.opening import has_difficulty, is_known
 
     own = not is_known(name) and may_be_data(name)
     how: dict[str, Any] = _named(name, images, overrides) if own else {"path": name, "images": images}
@@ -120,6 +124,13 @@ def tasks_check(
     if is_known(name):
         task, how = _built_in(name, images, overrides, split, seed), {}
     report = check_task(task, n, **how, split=split, seed=seed, verify=decode, megapixels=megapixels)
+    if json and solvers and has_difficulty(name):
+        from dataclasses import replace
+
+        from fovea.tasks.solvers import check_solvers
+
+        solved = check_solvers(lambda part: _built_in(name, images, overrides, part, seed), n)
+        report = replace(report, solved=solved)
     if json:
         print_json(report.record())
     else:
