@@ -2,12 +2,11 @@
 
     fovea study ssl4rl/graphs --out runs/ssl4rl/graphs --seeds 0 1 2
 
-Nodes are letters in the order of the search from the two asked ones (`names=ordered`; fovea-tiny cannot look up
-letters in random order, nor names), so only structure can be read. RL on the answer from fovea-tiny at once
-(`rl-cold`); a short SFT on training problems, whose targets the graph writes itself (`sft`), then RL (`rl`) or as many
-more prompts of SFT (`sft-more`). All are measured on the same held-out pairs, each with an end that training never
-saw, and on what was never trained: another graph, and node classification. A reconstruction: SSL4RL's graph part could
-not be obtained, and the design is ours.
+Nodes are letters in the order of the search from the two asked ones (`names=ordered`; in random order fovea-tiny
+cannot look them up: graphs/text_edge in its card is at chance), so only structure can be read. RL on the answer
+(`rl`) and SFT on the answers that the graph writes itself (`sft`) see as many training problems. Both are measured on
+the same held-out pairs, each with an end that training never saw, and on what was never trained: another graph, and
+node classification. A reconstruction: SSL4RL's graph part could not be obtained, and the design is ours.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from fovea.checkpoints import newest
 from fovea.recipes.vlm_r1._arms import HELD_OUT_SEED, Arm, curve_of, do_arm, hardware, run_arms
 from fovea.runlog import write_json
 from fovea.tasks.graph_ssl import GRAPH, GraphTask, open_graph_task
@@ -34,11 +32,14 @@ STUDIED: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 }
 """Name in the study → (task, graph, options)."""
 MEASURE = {"link": 1000, "link, another graph": 300, "class": 256}
-SFT_STEPS, RL_STEPS = 40, 40
+RATES = {"sft": 3e-4, "rl": 1e-4}
+"""Method → learning rate; not tuned."""
 
 BASE: dict[str, Any] = {
     "model": "fovea-tiny",
     "rewards": {"exact": 1.0, "format": 0.1},
+    "steps": 40,
+    "save_every": 40,
     "prompts": 32,
     "group": 8,
     "tokens_per_pass": 4096,
@@ -53,34 +54,15 @@ def open_studied(name: str, split: Any, seed: int) -> GraphTask:
     return open_graph_task(task, split, seed, graph=graph, options=options)
 
 
-def _values(method: str, steps: int, rate: float, **more: Any) -> dict[str, Any]:
-    optimizer = {"learning_rate": rate, "warmup_steps": 5}
-    return BASE | {"method": method, "steps": steps, "save_every": steps, "optimizer": optimizer} | more
-
-
-def first_arms(seeds: Sequence[int]) -> list[Arm]:
-    """From fovea-tiny: SFT, and RL at once."""
+def all_arms(seeds: Sequence[int]) -> list[Arm]:
+    """From fovea-tiny: SFT and RL."""
     arms = []
     for seed in seeds:
-        for name, method, steps, rate in (("sft", "sft", SFT_STEPS, 3e-4), ("rl-cold", "rl", RL_STEPS, 1e-4)):
-            values = _values(method, steps, rate)
+        for name, rate in RATES.items():
+            optimizer = {"learning_rate": rate, "warmup_steps": 5}
+            values = BASE | {"method": name, "optimizer": optimizer}
             start = name == "sft" and seed == seeds[0]  # fovea-tiny is the same for all
             arms.append(Arm(name=name, seed=seed, task="link", values=values, measure=MEASURE, start=start))
-    return arms
-
-
-def next_arms(out: Path, seeds: Sequence[int]) -> list[Arm]:
-    """From the SFT of the same seed: RL, and as many prompts of more SFT, on problems that it has not had."""
-    arms = []
-    for first in first_arms(seeds):
-        if first.name == "sft":
-            start = f"{newest(out / first.folder / 'run')}/model"
-            for name, method, rate in (("rl", "rl", 1e-4), ("sft-more", "sft", 1e-4)):
-                values = _values(method, RL_STEPS, rate, model=start)
-                seed = first.seed + 1000
-                arms.append(
-                    Arm(name=name, seed=seed, task="link", values=values, measure=MEASURE, start=False)
-                )
     return arms
 
 
@@ -90,7 +72,7 @@ def next_arms(out: Path, seeds: Sequence[int]) -> list[Arm]:
 def summary(out: Path, seeds: Sequence[int], command: str) -> dict[str, Any]:
     """What results.json holds."""
     arms: dict[str, list[Arm]] = {}
-    for arm in [*first_arms(seeds), *next_arms(out, seeds)]:
+    for arm in all_arms(seeds):
         arms.setdefault(arm.name, []).append(arm)
     about = {"study": "ssl4rl/graphs", "command": command, "hardware": hardware()}
     return about | {
@@ -164,8 +146,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args(argv)
     out, seeds, jobs = options.out, options.seeds, options.jobs
-    run_arms(out, first_arms(seeds), jobs, __name__)
-    run_arms(out, next_arms(out, seeds), jobs, __name__)
+    run_arms(out, all_arms(seeds), jobs, __name__)
     result = summary(out, seeds, " ".join(["fovea study ssl4rl/graphs", *argv]))
     write_json(out / "results.json", result)
     (out / "tables.md").write_text(table(result))
