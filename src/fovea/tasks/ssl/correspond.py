@@ -32,13 +32,17 @@ APART = (0.25, 0.18, (0.1, 0.3))
 CORNERS = (0.03, 0.2, (0.0, 0.25))
 """How far a corner of the second view is moved, as a share of its side."""
 TURN = (0.0, 25.0, (0.0, 40.0))
-JITTER = (0.6, 1.0, (0.0, 1.0))
+JITTER = (0.8, 1.0, (0.0, 1.0))
 EDGE = 0.12
 """No point lies nearer to a view's border."""
 SIDE = 64
 """Pixels a side at which points are compared."""
+AROUND = 0.5
+"""Weight of what is around a point against what is under its mark, where colours are compared."""
 ALIKE = 7.0
 """Mean absolute difference in grey levels below which two surroundings count as the same."""
+PATIENCE = 40
+"""Pictures that are tried for one arrangement of the points."""
 MANY, CENTRES, SETS = 400, 16, 60
 """Points, those around which others of the same colour are sought, and sets of them that are tried for each."""
 
@@ -73,8 +77,10 @@ def make(
     strength = knob("jitter", jitter, difficulty, *JITTER)
     moved = knob("corners", corners, difficulty, *CORNERS)
     angle = knob("turn", turn, difficulty, *TURN)
-    side, ranks = images.side, rng.integers((max(2, n - 1), n))
-    for _ in range(TRIES):
+    side, ranks = images.side, _ranks(rng, n)
+    for trial in range(1, TRIES + 1):
+        if trial % PATIENCE == 0:  # of some places there are few in some pools
+            ranks = _ranks(rng, n)
         picture = images.picture(draw(rng, images)[0])
         one = quad(window(rng, picture.size, least=0.7, most=0.95))
         two = _second(rng, one, moved, angle)
@@ -104,6 +110,11 @@ def make(
         difficulty=difficulty,
         meta={"link": link.ravel().tolist(), "points": points.tolist()},
     )
+
+
+def _ranks(rng: np.random.Generator, n: int) -> np.ndarray:
+    """How near to the mark's place and to the middle the true point is among all: see `_points`."""
+    return rng.integers((max(2, n - 1), n))
 
 
 def _second(rng: np.random.Generator, one: Quad, moved: float, angle: float) -> Quad:
@@ -157,12 +168,15 @@ def _points(
 
 
 def _looks(view: Image.Image, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean colour [m, 3] under a mark, and the grey surroundings [m, 15, 15], of points in a view of SIDE pixels."""
-    smooth = np.asarray(view.filter(ImageFilter.BoxBlur(1)), np.float32)
+    """Of points in a view of SIDE pixels: colours [m, 7], the mean under a mark, the mean around it and the contrast
+    there; and the grey surroundings [m, 15, 15]."""
+    under, around = (np.asarray(view.filter(ImageFilter.BoxBlur(r)), np.float32) for r in (1, 5))
     grey = np.pad(np.asarray(view.filter(ImageFilter.BoxBlur(0.5)).convert("L"), np.float32), 7, "edge")
     x, y = np.clip((points * SIDE).astype(int), 0, SIDE - 1).T
     reach = np.arange(15)
-    return smooth[y, x], grey[y[:, None, None] + reach[:, None], x[:, None, None] + reach]
+    patches = grey[y[:, None, None] + reach[:, None], x[:, None, None] + reach]
+    contrast = patches[:, 2:13, 2:13].std((1, 2))[:, None]
+    return np.concatenate([under[y, x], AROUND * around[y, x], 3 * AROUND * contrast], 1), patches
 
 
 def _distinct(patches: np.ndarray) -> bool:
@@ -182,7 +196,8 @@ GENERATOR = Generator(
     about="which of the points marked in another view is the one marked in the first",
     answer="a letter",
     rewards={"choice": 1.0, "format": 0.1},
-    shortcuts="the points have nearly one colour, tints are drawn apart; among the points the true one is as often "
-    "the first, second, … nearest to the middle, and the nearest, second or third nearest to where the mark is in the "
-    "first view (never the last of four, which hardly occurs: one in three by places alone)",
+    shortcuts="the points and what is around them have nearly one colour and contrast, tints are drawn apart; the true "
+    "one is as often the first, second, … nearest to the middle, and the nearest, second or third nearest to where the "
+    "mark is in the first view (never the last of four, which hardly occurs: one in three by places alone); colours "
+    "and contrasts in a square around each mark, learned together, still tell part of it: matching is the task",
 )
