@@ -167,7 +167,7 @@ def _features(problem: Problem) -> list[np.ndarray]:
     parts = [(array, 0.5, 0.5) for array in whole] + _parts(problem, whole)
     pixels = [array for array, *_ in parts]
     own = np.array([[*own_numbers(array), x, y] for array, x, y in parts], np.float32).reshape(len(parts), -1)
-    pairs = pair_numbers(pixels, own)
+    pairs = pair_numbers(pixels, own, len(whole))
     seen = np.concatenate([words, _asked_color(problem, whole), _flat(whole, own, pairs)])
     boxed = problem.kind in ("box", "objects")
     return [*blind, seen, own, pairs, maps(whole[int(problem.meta.get("box_image", 0))]) if boxed else none]

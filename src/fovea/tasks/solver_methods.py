@@ -83,9 +83,13 @@ def _model(model: str, classes: int) -> Any:
         return LogisticRegression(C=0.05, max_iter=150)
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    rounds = 80 if classes <= 4 else 30
     return HistGradientBoostingClassifier(
-        max_iter=rounds, max_leaf_nodes=15, l2_regularization=1.0, early_stopping=False, random_state=0
+        max_iter=80 if classes <= 4 else 30,
+        max_leaf_nodes=15,
+        max_features=0.3,  # of hundreds of numbers few matter: three times as fast, and no worse
+        l2_regularization=1.0,
+        early_stopping=False,
+        random_state=0,
     )
 
 

@@ -208,7 +208,7 @@ def order_methods() -> dict[str, Method]:
         told = "places of pieces" if inverse else "pieces of places"
         for model in ("linear", "trees"):
             found[f"{told}, unary {model}"] = functools.partial(by_piece, model, inverse, "none", True)
-        for layout in ("row", "column", "grid"):
+        for layout in ("row", "column", "grid") if not inverse else ():
             found[f"{told}, edges {layout}"] = functools.partial(by_piece, "trees", inverse, layout, False)
             found[f"{told}, edges {layout} and unary"] = functools.partial(
                 by_piece, "linear", inverse, layout, True

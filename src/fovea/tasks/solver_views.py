@@ -94,19 +94,19 @@ _SAME = 14
 _THUMBNAIL = slice(10, 13)
 
 
-def pair_numbers(pixels: Sequence[np.ndarray], own: np.ndarray) -> np.ndarray:
-    """float32 [V, V, PAIR]."""
+def pair_numbers(pixels: Sequence[np.ndarray], own: np.ndarray, whole: int) -> np.ndarray:
+    """float32 [V, V, PAIR]. The first `whole` views are pictures: only these are sought in each other."""
     n = len(pixels)
     found = np.zeros((n, n, PAIR), np.float32)
-    if n > 1:
-        found[..., :6] = _edges(pixels)
-        small = np.array([_means(array.mean(2), 8).ravel() for array in pixels])
-        small -= small.mean(1, keepdims=True)
-        holes = [_hole(array) for array in pixels]
-        for a, b in itertools.permutations(range(n), 2):
-            found[a, b, 20:] = _fits(pixels[a], holes[a], pixels[b])
-            found[a, b, 6:15] = _alike(pixels[a], pixels[b], own[a], own[b], small[a], small[b])
-            found[a, b, MATCH] = match(pixels[a], pixels[b])
+    if n < 2:
+        return found
+    found[..., :6] = _edges(pixels)
+    found[..., 6:15] = _alike(pixels, own)
+    holes = [_hole(array) for array in pixels[:whole]]
+    for a, b in itertools.permutations(range(whole), 2):
+        found[a, b, MATCH] = match(pixels[a], pixels[b])
+        found[a, b, 20:] = _fits(pixels[a], holes[a], pixels[b])
+    found[np.arange(n), np.arange(n)] = 0.0
     return found
 
 
@@ -177,28 +177,32 @@ def _fits(a: np.ndarray, hole: tuple[int, int, int, int] | None, b: np.ndarray) 
     return float(np.abs(one - two).mean()), apart, 1 - float(flat_one @ flat_two) / size
 
 
-def _alike(
-    a: np.ndarray,
-    b: np.ndarray,
-    own_a: np.ndarray,
-    own_b: np.ndarray,
-    small_a: np.ndarray,
-    small_b: np.ndarray,
-) -> list[float]:
-    """How like two views are: mean colour (signed brightness, distance), deviation, histogram, grid of colours, 8 x 8
-    grey (correlation, difference), sharpness, mean difference of the pixels where the sizes are equal."""
-    scale = float(np.linalg.norm(small_a) * np.linalg.norm(small_b)) + 1e-3
-    return [
-        float((own_a[:3] - own_b[:3]).mean()),
-        float(np.abs(own_a[:3] - own_b[:3]).mean()),
-        float(np.abs(own_a[3:6] - own_b[3:6]).mean()),
-        float(np.abs(own_a[_HISTOGRAM] - own_b[_HISTOGRAM]).sum()),
-        float(np.abs(own_a[_GRID] - own_b[_GRID]).mean()),
-        float(small_a @ small_b) / scale,
-        float(np.abs(small_a - small_b).mean()),
-        float(own_a[_SHARP] - own_b[_SHARP]),
-        float(np.abs(a - b).mean()) if a.shape == b.shape else -1.0,
-    ]
+def _alike(pixels: Sequence[np.ndarray], own: np.ndarray) -> np.ndarray:
+    """float32 [V, V, 9], how like two views are: mean colour (signed brightness, distance), deviation, histogram, grid
+    of colours, 8 x 8 grey (correlation, difference), sharpness, mean difference of the pixels (-1: of other sizes)."""
+    small = np.array([_means(array.mean(2), 8).ravel() for array in pixels])
+    small -= small.mean(1, keepdims=True)
+    size = np.linalg.norm(small, axis=1)
+    apart = own[:, None] - own[None]  # [V, V, OWN]
+    away = np.abs(apart)
+    same = np.full((len(pixels), len(pixels)), -1.0)
+    for a, b in itertools.combinations(range(len(pixels)), 2):
+        if pixels[a].shape == pixels[b].shape:
+            same[a, b] = same[b, a] = np.abs(pixels[a] - pixels[b]).mean()
+    return np.stack(
+        [
+            apart[..., :3].mean(2),
+            away[..., :3].mean(2),
+            away[..., 3:6].mean(2),
+            away[..., _HISTOGRAM].sum(2),
+            away[..., _GRID].mean(2),
+            small @ small.T / (np.outer(size, size) + 1e-3),
+            np.abs(small[:, None] - small[None]).mean(2),
+            apart[..., _SHARP],
+            same,
+        ],
+        -1,
+    )
 
 
 def place_numbers(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     fovea study ssl4rl/solvers images=FOLDER --n 4000 --jobs 1 --out runs/ssl4rl/solvers
 
-Every generator at its hardened defaults, `--n` problems of the training pictures for fitting and as many of other
+Every generator at its hardened defaults, `--train` problems of the training pictures for fitting and `--n` of other
 pictures for scoring; then the same for shortcuts planted on purpose (`_leaks.py`), which the solvers must find.
 What is done is kept: run it again to go on. Features lie beside the results and are made once for all solvers.
 """
@@ -36,30 +36,30 @@ FOUND = 0.2
 
 
 def measure(
-    name: str, opened: Callable[[Split], Task], which: Sequence[Which], n: int, out: Path
+    name: str, opened: Callable[[Split], Task], which: Sequence[Which], counts: dict[Split, int], out: Path
 ) -> dict[str, Any]:
     """Scores of one task, from its file in `out` if it is there."""
     slug = name.replace("/", "-").replace(" ", "-").replace(",", "")
     path = out / f"{slug}.json"
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
-        if found["n"] == n and set(which) <= set(found.get("scores", which)):
+        if found["n"] == counts and set(which) <= set(found.get("scores", which)):
             return found
     try:
-        tasks = {split: opened(split) for split in ("train", "test")}
+        tasks: dict[Split, Task] = {"train": opened("train"), "test": opened("test")}
         tables = []
         for split, task in tasks.items():
-            features = out / f"{slug}-{split}-{n}.npz"
+            features = out / f"{slug}-{split}-{counts[split]}.npz"
             if not features.is_file():
-                save(features, gather(task, n))
+                save(features, gather(task, counts[split]))
             tables.append(load(features))
     except UserError as error:
-        found = {"task": name, "n": n, "skipped": str(error)}
+        found = {"task": name, "n": counts, "skipped": str(error)}
         write_json(path, found)
         return found
     train, test = tables
     scores = {one: score_tables(train, test, one, tasks["test"]).record() for one in which}
-    found = {"task": name, "n": n, "kind": tasks["test"].kind, "scores": scores}
+    found = {"task": name, "n": counts, "kind": tasks["test"].kind, "scores": scores}
     write_json(path, found)
     print(json.dumps(found), flush=True)
     return found
@@ -69,16 +69,19 @@ def pool_of(images: str | None, side: int, depth: str | None, split: Split) -> P
     return open_pool(images, split, side=side, depth=depth)
 
 
-def _one(name: str, pools: Callable[[Split], Pool], level: float, n: int, out: Path) -> dict[str, Any]:
+def _one(
+    name: str, pools: Callable[[Split], Pool], level: float, counts: dict[Split, int], out: Path
+) -> dict[str, Any]:
     """Of the table of tasks, or of the planted leaks. A pickled function for other processes."""
     if name in LEAKS:
         which, make = LEAKS[name]
-        return measure(f"planted {name}", functools.partial(make, pools), [which], min(n, 1000), out)
+        few: dict[Split, int] = {split: min(n, 1000) for split, n in counts.items()}
+        return measure(f"planted {name}", functools.partial(make, pools), [which], few, out)
 
     def opened(split: Split) -> Task:
         return open_ssl(name, split, pool=pools(split), level=level)
 
-    return measure(name, opened, WHICH, n, out)
+    return measure(name, opened, WHICH, counts, out)
 
 
 # --- the table --------------------------------------------------------------------------------------------
@@ -126,7 +129,8 @@ def main(argv: list[str]) -> None:
     """Run the study, or finish it."""
     parser = argparse.ArgumentParser(prog="fovea study ssl4rl/solvers", description=__doc__)
     parser.add_argument("pictures", nargs="*", metavar="images=FOLDER", help="also depth=FOLDER")
-    parser.add_argument("--n", type=int, default=4000, help="problems for fitting, and as many for scoring")
+    parser.add_argument("--n", type=int, default=4000, help="problems that are scored, of held-out pictures")
+    parser.add_argument("--train", type=int, help="problems for fitting (as many, at most 2000)")
     parser.add_argument("--side", type=int, default=96, help="longest side of a picture in pixels")
     parser.add_argument("--level", type=float, default=LEVEL, help="difficulty, 0 to 1")
     parser.add_argument("--tasks", nargs="+", default=[*SSL, *LEAKS], help="names; planted leaks, too")
@@ -139,13 +143,14 @@ def main(argv: list[str]) -> None:
         wrong = (unknown or [name for name in options.tasks if name not in SSL and name not in LEAKS])[0]
         raise UserError(f"{wrong!r} is neither images=, depth= nor a task of this study; see --help.")
     need_sklearn()
+    counts: dict[Split, int] = {"train": options.train or min(options.n, 2000), "test": options.n}
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     pools = functools.cache(functools.partial(pool_of, given.get("images"), options.side, given.get("depth")))
-    work = functools.partial(_one, pools=pools, level=options.level, n=options.n, out=out)
+    work = functools.partial(_one, pools=pools, level=options.level, counts=counts, out=out)
     if options.jobs > 1:
         plain = functools.partial(pool_of, given.get("images"), options.side, given.get("depth"))
-        work = functools.partial(_one, pools=plain, level=options.level, n=options.n, out=out)
+        work = functools.partial(_one, pools=plain, level=options.level, counts=counts, out=out)
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as workers:
             found = list(workers.map(work, options.tasks))
     else:
