@@ -63,10 +63,13 @@ def test_the_teachers_reply_is_right_in_every_style(name: str) -> None:
 def test_pictures_fit_and_the_question_is_plain(name: str) -> None:
     for level in LEVELS:
         for problem in first(name, level):
-            assert problem.images and all(max(i.size) <= SIDE and i.mode == "RGB" for i in problem.images)
-            assert len(problem.question.split()) <= 60 and "{" not in problem.question
+            assert problem.images
+            assert all(max(i.size) <= SIDE and i.mode == "RGB" for i in problem.images)
+            assert len(problem.question.split()) <= 60
+            assert "{" not in problem.question
             assert (problem.target or "") == unmarked(problem.target or "")
-            assert 0 < problem.meta["chance"] < 1 and 0 < opened(name, level).chance < 1
+            assert 0 < problem.meta["chance"] < 1
+            assert 0 < opened(name, level).chance < 1
             json.dumps(problem.meta)
 
 
@@ -81,6 +84,8 @@ def test_chance_takes_the_options_of_make(name: str) -> None:
     assert check_options(name, found, given) == given  # every default is of its own declared type
     chances = [found.chance(level / 4, **given) for level in range(5)]
     assert 0 < chances[-1] <= chances[0] < 1  # no easier to guess where it is harder
-    assert found.about and found.answer and found.shortcuts
+    assert found.about
+    assert found.answer
+    assert found.shortcuts
     if found.paper is not None:
         assert set(check_options(name, found, {"paper": True})) == set(found.paper)

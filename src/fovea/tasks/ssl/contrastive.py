@@ -2,8 +2,8 @@
 
 SSL4RL's released builders change both pictures as SimCLR does (solo-learn's pipeline; a strong variant has smaller
 crops and more of everything) and take any two pictures for "negative", which colours alone mostly tell. By default
-the other picture is chosen so that its colours differ from the first view's as much as those of a second view of
-the same picture would, and the two parts of one picture overlap.
+the other picture is chosen, and tinted, to be like a second view of the same picture in colours and detail, and the two
+parts of one picture overlap.
 """
 
 from __future__ import annotations
@@ -170,32 +170,40 @@ def _other(
     common: float,
     views: list[Image.Image],
 ) -> tuple[int, Image.Image] | None:
-    """(picture, view) of another picture: the one whose colours are as far from the first view's as the second
-    view's are. Drawn by the same law as a second view, so that its place and size say nothing."""
-    size = views[0].size
-    first, second = (_colors(view.resize((LOOK, LOOK), Image.Resampling.BICUBIC)) for view in views)
+    """(picture, view) of another picture in place of the second view, drawn by the same law so that its place and size
+    say nothing. Of several the one most like that view in colours and detail, and with its means and contrasts."""
+    size, several = views[0].size, len(others) > 1
+    second = views[1].resize((LOOK, LOOK), Image.Resampling.BICUBIC)
     found: list[tuple[float, int, Box]] = []
     for k in others:
         picture = images.picture(k)
-        for _ in range(2 if len(others) > 1 else 1):
+        for _ in range(3 if several else 1):
             for box in _boxes(rng, picture.size, pipeline, common)[1:]:
-                away = np.abs(_colors(render(picture, box, (LOOK, LOOK))) - first)
-                found.append((float(np.abs(away - np.abs(second - first)).sum()), k, box))
+                view = _like(render(picture, box, (LOOK, LOOK)), second)
+                found.append((float(np.abs(_colors(view) - _colors(second)).sum()), k, box))
     for _, k, box in sorted(found):
         view = render(images.picture(k), box, size)
         if not plain(view) and difference(views[0], view) >= SAME:
-            return k, view
+            return k, (_like(view, views[1]) if several else view)
     return None
 
 
+def _like(view: Image.Image, other: Image.Image) -> Image.Image:
+    """A view with the means and contrasts of another one's channels, contrasts at most doubled."""
+    a, b = np.asarray(view, np.float32), np.asarray(other, np.float32)
+    gain = np.minimum(b.std((0, 1)) / np.maximum(a.std((0, 1)), 1.0), 2.0)
+    like = b.mean((0, 1)) + (a - a.mean((0, 1))) * gain
+    return Image.fromarray(np.clip(np.rint(like), 0, 255).astype(np.uint8))
+
+
 def _colors(view: Image.Image) -> np.ndarray:
-    """float32 [28]: means and deviations of the channels in shares of 255, detail, and a histogram of the grey levels
-    and the two colour differences, 7 bins each."""
+    """float32 [28]: means and deviations of the channels in shares of 255, three times the detail, and a histogram of
+    the grey levels and the two colour differences, 7 bins each."""
     rgb = np.asarray(view, np.float32) / 255
     planes = np.asarray(view.convert("YCbCr"), np.int32).reshape(-1, 3)
     bins = np.stack([planes[:, 0] * 7 // 256, *((planes[:, 1:].clip(88, 167) - 88) * 7 // 80).T])
     counts = np.bincount((bins + 7 * np.arange(3)[:, None]).ravel(), minlength=21) / len(planes)
-    return np.concatenate([rgb.mean((0, 1)), rgb.std((0, 1)), [detail(view)], counts]).astype(np.float32)
+    return np.concatenate([rgb.mean((0, 1)), rgb.std((0, 1)), [3 * detail(view)], counts]).astype(np.float32)
 
 
 def _change(rng: np.random.Generator, view: Image.Image, pipeline: Pipeline) -> Image.Image:
@@ -236,8 +244,8 @@ GENERATOR = Generator(
     about="whether two changed pictures are of one photograph",
     answer="positive (the same photograph) or negative",
     rewards={"exact": 1.0, "format": 0.1},
-    shortcuts="colours: the other picture's differ as much as a second view's would, and both views are changed; size "
-    "and place of the part, sharpness: drawn by one law for both answers; pixel-identical views: never; plain parts "
-    "are rejected",
+    shortcuts="colours, detail: the other picture is chosen and tinted to be like a second view, then both are "
+    "changed; size and place of the part, sharpness: drawn by one law for both answers; pixel-identical views: never; "
+    "plain parts are rejected",
     paper={"changes": "simclr", "candidates": 1},
 )

@@ -59,13 +59,13 @@ def make(
     """`candidates`: how many, 2 to 8 (0: 3 to 6 by the difficulty). `decoys`: other parts of the photograph, or every
     part in pairs with its mirrored, turned or tinted self ("": parts up to difficulty 0.3, above the first three).
     `part`: side of the hidden part as a share of the picture's (None: 0.3 to 0.2). `gap`: by how much of it the grey
-    square is larger on every side (None: 0.25 to 0.35). `similar`: 0 takes the parts least like each other, 1 the most
+    square is larger on every side (None: 0.4 to 0.5). `similar`: 0 takes the parts least like each other, 1 the most
     (None: 0.5 to 1). `jitter`: how differently the candidates are tinted, not with "tinted" (None: 0.4 to 0.8).
     """
     count = whole("candidates", candidates, difficulty, COUNTS, (2, len(LETTERS)))
     how = decoys or ("parts" if difficulty < 0.3 else _any(rng, count))
     part = knob("part", part, difficulty, 0.3, 0.2, (0.1, 0.5))
-    gap = knob("gap", gap, difficulty, 0.25, 0.35, (0, 0.5))
+    gap = knob("gap", gap, difficulty, 0.4, 0.5, (0, 0.5))
     similar = knob("similar", similar, difficulty, 0.5, 1.0, (0, 1))
     jitter = knob("jitter", jitter, difficulty, 0.4, 0.8, (0, 1))
     place = int(rng.integers(count))
@@ -242,8 +242,8 @@ GENERATOR = Generator(
     about="which candidate was hidden in the grey square of a picture",
     answer="the letter of the candidate",
     rewards={"choice": 1.0, "format": 0.1},
-    shortcuts="borders that meet: the grey square is larger than what is asked for; sharpness, size: the true one is "
-    "resampled and compressed as the decoys; decoys that are seen elsewhere in the picture: they are from outside it; "
+    shortcuts="borders that meet: the grey square is nearly twice as wide as what is asked for; sharpness, size: the "
+    "true one is resampled and compressed as the decoys; decoys that are seen elsewhere in the picture: they are from outside it; "
     "which candidate is like the others, upright or unmirrored: decoys come in pairs and the whole is turned, mirrored "
     "or tinted at random; colours: decoys like the true one, each tinted by itself. That neighbouring things have like "
     "colours stays",
