@@ -243,7 +243,7 @@ GENERATOR = Generator(
     answer="the letter of the candidate",
     rewards={"choice": 1.0, "format": 0.1},
     shortcuts="borders that meet: the grey square is nearly twice as wide as what is asked for; sharpness, size: the "
-    "true one is resampled and compressed as the decoys; decoys that are seen elsewhere in the picture: they are from outside it; "
+    "true one is resampled and compressed as the decoys; decoys seen elsewhere in the picture: all are from outside; "
     "which candidate is like the others, upright or unmirrored: decoys come in pairs and the whole is turned, mirrored "
     "or tinted at random; colours: decoys like the true one, each tinted by itself. That neighbouring things have like "
     "colours stays",
