@@ -132,6 +132,7 @@ def test_from_measurement_to_a_step_of_training(tmp_path: Path, capsys: pytest.C
     assert set(first["mixture"]) <= {"ssl/transform"}
 
 
+@pytest.mark.long
 def test_the_written_recipe_is_a_run(tmp_path: Path) -> None:
     from fovea.diagnosis import Diagnosis, write_recipe
 

@@ -99,6 +99,7 @@ def test_tables_and_plot_are_made_of_what_results_json_holds(tmp_path: Path) -> 
 SMALL = ["steps=1", "prompts=2", "group=2", "sampling.max_new_tokens=8", "pictures.side=32"]
 
 
+@pytest.mark.long
 def test_an_arm_is_trained_and_measured_on_tasks_that_it_never_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -430,6 +430,7 @@ def test_transform_zoom_stretch_and_swap_by_hand() -> None:
     assert {"swap", "zoom", "wide", "high", "shift"} <= set(seen)
 
 
+@pytest.mark.long
 def test_transform_answers_are_balanced_and_equally_sharp() -> None:
     found = problems("ssl/transform", 100, 0.3)  # 4 answers
     letters, kinds = Counter(p.answer for p in found), Counter(p.meta["done"] for p in found)
