@@ -159,5 +159,6 @@ GENERATOR = Generator(
     reward_options={"order": {"partial": True, "gamma": 0.2}},
     shortcuts="sizes, zoom and resampling are the same for all; what shares more of a scene shares more of its "
     "colours: all get one mean and spread of each channel before they are tinted apart, and from difficulty 0.5 on the "
-    "least similar one is of the same picture; joint statistics of colours and textures still say something",
+    "least similar one is of the same picture; joint statistics of colours and textures, and with them the size as a "
+    "file, still say something",
 )
