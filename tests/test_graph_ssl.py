@@ -169,6 +169,20 @@ def test_the_asked_attribute_is_never_shown(villages: Network) -> None:
         assert villages.attributes["village"][problem.meta["node"]] == problem.meta["truth"]
 
 
+def test_ordered_letters_follow_the_search(villages: Network) -> None:
+    """The asked nodes are A and B; a common neighbour, where one is shown, is C and has the first two edges; every edge
+    has the earlier letter first, and letters come up in their order."""
+    task = open_graph_task("graph/link", "train", 0, graph=villages, options={"names": "ordered"})
+    for problem in task.take(0, 60)[0]:
+        assert problem.question.endswith("Is there an edge between A and B?")
+        written = problem.question.partition(" are (")[2].partition("). One")[0]
+        pairs = [tuple(pair.split(", ")) for pair in written.split("), (")]
+        assert all(a < b for a, b in pairs)
+        assert (pairs[:2] == [("A", "C"), ("B", "C")]) == (problem.meta["common"] > 0)
+        fresh = list(dict.fromkeys(name for pair in pairs for name in pair if name > "B"))
+        assert fresh == sorted(fresh)
+
+
 def test_difficulty_is_the_number_of_edges(villages: Network) -> None:
     for level, most in ((0.0, 6), (1.0, 12)):
         problems = open_graph_task("graph/link", "train", 0, graph=villages, level=level).take(0, 50)[0]
