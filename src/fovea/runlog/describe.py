@@ -52,7 +52,9 @@ def reproduce_command(run: Run) -> str:
     ours, theirs = run.model_dump(mode="json"), base.model_dump(mode="json")
     other_file = run.data != base.data and base.data is None
     mixed = run.mixture != base.mixture and bool(run.mixture)
-    if run.task != base.task or other_file or mixed:  # then the recipe's rewards hold only where they are named
+    if (
+        run.task != base.task or other_file or mixed
+    ):  # then the recipe's rewards hold only where they are named
         theirs |= {"rewards": {"": 0} if run.rewards else {}, "reward_options": {}}
     overrides = list(_differences(ours, theirs, ""))
     return shlex.join(["fovea", "train", run.recipe or "RECIPE", *overrides])
