@@ -399,7 +399,9 @@ def _letters(problem: Problem) -> dict[str, Image.Image]:
 def test_the_true_candidate_goes_on_where_the_grey_square_ends() -> None:
     """Without gap and tint the true one is the one whose borders meet what lies around the square, nearly always."""
     right = 0
-    for problem in take("ssl/masked", 12, 0.0, decoys="mirrored", candidates=4, gap=0.0, jitter=0.0):
+    for problem in take(
+        "ssl/masked", 12, 0.0, decoys="mirrored", candidates=4, gap=0.0, jitter=0.0, match=0.0
+    ):
         first = np.asarray(problem.images[0], np.float32)
         hidden = np.abs(first - 128).max(2) < 8
         rows, columns = np.flatnonzero(hidden.mean(1) > 0.2), np.flatnonzero(hidden.mean(0) > 0.2)

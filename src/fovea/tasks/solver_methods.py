@@ -86,7 +86,8 @@ def _model(model: str, classes: int) -> Any:
     return HistGradientBoostingClassifier(
         max_iter=80 if classes <= 4 else 30,
         max_leaf_nodes=15,
-        max_features=0.3,  # of hundreds of numbers few matter: three times as fast, and no worse
+        max_bins=31,  # with this and the next several times as fast, and no worse
+        max_features=0.3,
         l2_regularization=1.0,
         early_stopping=False,
         random_state=0,

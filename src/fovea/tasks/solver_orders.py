@@ -31,6 +31,10 @@ from fovea.types import Problem
 
 BEAM = 48
 """Partial orders that are kept where there are too many to try all."""
+FEW = 200
+"""Numbers up to which trees are fitted for every place."""
+LITTLE = 0.3
+"""Weight of what a piece is beside what its edges say."""
 ALL = 6
 """Pieces up to which all orders are tried."""
 
@@ -66,6 +70,8 @@ def reading_of(problems: Sequence[Problem], inverse: bool) -> Reading:
 
 def per_place(model: str, seen: Seen, problems: Sequence[Problem]) -> Predict:
     """A classifier of the flat features for each place of the answer, decoded by the Hungarian algorithm."""
+    if model == "trees" and seen.flat.shape[1] > FEW:
+        raise NotApplicable  # minutes, for nothing that pieces do not say
     read = reading_of(problems, inverse=True)
     places = read.places(problems)
     fitted = [fit_classes(model, seen.flat, column, read.n) for column in places.T]
@@ -99,6 +105,7 @@ def by_piece(
         if own is not None:
             x = candidate_features(other, n)
             one = np.log(own(x.reshape(-1, x.shape[-1])) + 1e-6).reshape(-1, n, n)
+            one = LITTLE * one if edges else one
         if not edges:
             return [read.answer(linear_sum_assignment(-score)[1]) for score in one]
         two = {step: _odds(classify, other, n) for step, classify in edges}

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
+from fovea.tasks.ssl.patches import matched
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, step_of, unsuitable, whole
 from fovea.tasks.ssl.views import PLAIN, SAME, Box, difference, draw, finish, render, tint
 
@@ -25,7 +26,7 @@ PROBE = 16
 """Pixels a side at which places are compared."""
 GREY = (128, 128, 128)
 LETTERS = "ABCDEFGH"
-DRAWN, ANCHORS = 40, 10
+DRAWN, ANCHORS = 64, 12
 """Places of a photograph that are drawn, and how many of them are tried as the one that the others are compared to."""
 
 Decoys = Literal["", "parts", "mirrored", "turned", "tinted"]
@@ -39,6 +40,7 @@ def chance(
     part: float | None = None,
     gap: float | None = None,
     similar: float | None = None,
+    match: float | None = None,
     jitter: float | None = None,
 ) -> float:
     return 1 / (candidates or step_of(difficulty, COUNTS))
@@ -54,24 +56,27 @@ def make(
     part: float | None = None,
     gap: float | None = None,
     similar: float | None = None,
+    match: float | None = None,
     jitter: float | None = None,
 ) -> Asked:
     """`candidates`: how many, 2 to 8 (0: 3 to 6 by the difficulty). `decoys`: other parts of the photograph, or every
     part in pairs with its mirrored, turned or tinted self ("": parts up to difficulty 0.3, above the first three).
     `part`: side of the hidden part as a share of the picture's (None: 0.3 to 0.2). `gap`: by how much of it the grey
-    square is larger on every side (None: 0.4 to 0.5). `similar`: 0 takes the parts least like each other, 1 the most
-    (None: 0.5 to 1). `jitter`: how differently the candidates are tinted, not with "tinted" (None: 0.4 to 0.8).
+    square is larger on every side (None: 0.4 to 0.5). `similar`: 0 takes the parts in which light and dark lie least
+    alike, 1 the most (None: 0.5 to 1). `match`: how far all candidates get the mean colour and contrast of one of them
+    (None: 0.8 to 1). `jitter`: how differently they are then tinted, not with "tinted" (None: 0.4 to 0.8).
     """
     count = whole("candidates", candidates, difficulty, COUNTS, (2, len(LETTERS)))
     how = decoys or ("parts" if difficulty < 0.3 else _any(rng, count))
     part = knob("part", part, difficulty, 0.3, 0.2, (0.1, 0.5))
     gap = knob("gap", gap, difficulty, 0.4, 0.5, (0, 0.5))
     similar = knob("similar", similar, difficulty, 0.5, 1.0, (0, 1))
+    match = knob("match", match, difficulty, 0.8, 1.0, (0, 1))
     jitter = knob("jitter", jitter, difficulty, 0.4, 0.8, (0, 1))
     place = int(rng.integers(count))
     for _ in range(TRIES):
         i = draw(rng, images)[0]
-        found = _views(rng, images.picture(i), images.side, count, how, part, gap, similar)
+        found = _views(rng, images.picture(i), images.side, count, how, part, gap, similar, match)
         if found:
             break
     else:
@@ -109,6 +114,7 @@ def _views(
     part: float,
     gap: float,
     similar: float,
+    match: float,
 ) -> list[Image.Image]:
     """The picture with its grey square, the true candidate, the decoys; none where this photograph does not suit."""
     picture, twin = _twin(rng, picture, how)
@@ -118,6 +124,8 @@ def _views(
     if not places:
         return []
     parts = [render(picture, place, (max(1, side // 2),) * 2) for place, _ in places]
+    like = parts[int(rng.integers(len(parts)))]
+    parts = [matched(view, like, match) for view in parts]
     place, box = places[0]
     first, scale = render(picture, box, (side, side)), side / wide
     left, top = (round((place[k] - rim - box[k]) * scale) for k in (0, 1))
@@ -169,17 +177,17 @@ def _places(
     wide: float,
     similar: float,
 ) -> list[tuple[Box, Box]]:
-    """`n` places of a photograph in random order that look different, with `similar` in colours, and for each a square
+    """`n` places of a photograph in random order that look different, `similar` in layout, and for each a square
     of side `wide` in which it can be hidden and that does not show the others; none where there are not so many.
 
     They are drawn by one law and any of them may be the hidden one: what a candidate shows by itself, more detail or
     the middle of the photograph, says nothing.
     """
     corner = rng.uniform(0, 1, (DRAWN, 2)) * (picture.width - edge, picture.height - edge)
-    shown, color, apart = _seen(picture, corner, edge)
+    shown, layout, apart = _seen(picture, corner, edge)
     apart &= np.abs(corner[:, None] - corner[None]).max(2) > edge + rim
     for anchor in np.flatnonzero(shown)[:ANCHORS]:
-        order = [k for k in np.argsort(np.abs(color - color[anchor]).sum(1)) if shown[k] and k != anchor]
+        order = [k for k in np.argsort(np.abs(layout - layout[anchor]).sum(1)) if shown[k] and k != anchor]
         order = order if similar >= 0.5 else order[::-1]
         chosen = [anchor]
         for k in order[round((1 - abs(2 * similar - 1)) * max(0, len(order) - n) / 2) :]:
@@ -198,8 +206,8 @@ def _places(
 def _seen(
     picture: Image.Image, corner_N2: np.ndarray, edge: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of squares of side `edge`: whether each shows enough [N]; means and deviations of its channels [N, 6]; whether
-    two look different [N, N]."""
+    """Of squares of side `edge`: whether each shows enough [N]; where in it what colours lie, in 4 x 4 cells
+    without mean and contrast [N, 48]; whether two look different [N, N]."""
     scale = PROBE / edge
     across = [max(PROBE, round(v * scale)) for v in picture.size]
     little = np.asarray(picture.resize((across[0], across[1]), Image.Resampling.BOX), np.float32)
@@ -207,8 +215,16 @@ def _seen(
     views = np.stack([little[y : y + PROBE, x : x + PROBE] for x, y in at])
     grey = views.mean(3).reshape(len(views), -1)
     grey = grey - grey.mean(1, keepdims=True)
-    color = np.concatenate([views.mean((1, 2)), views.std((1, 2))], 1)
-    return grey.std(1) >= PLAIN, color, np.abs(grey[:, None] - grey[None]).mean(2) >= SAME
+    coarse = (
+        views.reshape(len(views), 4, PROBE // 4, 4, PROBE // 4, 3).mean((2, 4)).reshape(len(views), 16, 3)
+    )
+    coarse = coarse - coarse.mean(1, keepdims=True)
+    layout = coarse / (np.abs(coarse).mean((1, 2), keepdims=True) + 1)
+    return (
+        grey.std(1) >= PLAIN,
+        layout.reshape(len(views), -1),
+        np.abs(grey[:, None] - grey[None]).mean(2) >= SAME,
+    )
 
 
 def _around(
@@ -245,6 +261,6 @@ GENERATOR = Generator(
     shortcuts="borders that meet: the grey square is nearly twice as wide as what is asked for; sharpness, size: the "
     "true one is resampled and compressed as the decoys; decoys seen elsewhere in the picture: all are from outside; "
     "which candidate is like the others, upright or unmirrored: decoys come in pairs and the whole is turned, mirrored "
-    "or tinted at random; colours: decoys like the true one, each tinted by itself. That neighbouring things have like "
-    "colours stays",
+    "or tinted at random; colours: all candidates get the mean and the contrast of one of them, then each is tinted by "
+    "itself. That light and lines go on around the grey square stays",
 )
