@@ -403,6 +403,7 @@ def shown(group: Group, advantages: np.ndarray, pictures: list[str]) -> list[dic
             "resized": list(resized[which]) if which < len(resized) else None,
             "answer": group.problem.answer,
             "frame": group.problem.frame,
+            "difficulty": group.problem.difficulty,
             "text": completion.text,
             "stop": completion.stop,
             "reward": float(group.rewards[i]),
