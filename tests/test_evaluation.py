@@ -262,6 +262,7 @@ def test_a_label_that_is_there_is_not_absent(qwen3: Policy) -> None:
     assert (record["detection"]["f1"]["mean"], record["detection"]["false_alarms"]["mean"]) == (1.0, 0.0)
 
 
+@pytest.mark.long
 def test_a_planted_cheat_is_seen() -> None:
     """A real model is trained on the pictures of other problems: it can learn how to answer and what is frequent,
     not how to look. Accuracy alone does not tell; looking's interval contains 0 and follow's contains chance."""

@@ -37,7 +37,9 @@ class Recorder:
         self._engine.load_weights(policy)
 
 
-@pytest.mark.parametrize(("steps", "mu", "beta"), [(1, 1, 0.0), (5, 2, 0.04)])
+@pytest.mark.parametrize(
+    ("steps", "mu", "beta"), [(1, 1, 0.0), pytest.param(5, 2, 0.04, marks=pytest.mark.long)]
+)
 def test_the_library_equals_the_one_file(tmp_path: Path, steps: int, mu: int, beta: float) -> None:
     """Log-probs of every sampled token, gradient norms, and the weights after five steps, each step on the weights of
     the last. The second case has ratios that are not 1 and a reference: its loss is not zero by construction."""

@@ -102,6 +102,7 @@ def test_what_counts_as_hacked(curve: list[tuple[float, float]], hacked: bool) -
     assert verdict(points, [], seed=0)["hacked"] is hacked
 
 
+@pytest.mark.long
 def test_an_arm_is_run_measured_and_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arm = Arm(
         name="rl", seed=0, task="digits/detect", measure={"digits/detect": 4}, rewards=("od_f1",), keep=4,
