@@ -94,7 +94,7 @@ def draws(completions, **kwargs):
     import numpy
     return [random.random() + numpy.random.rand() + len({"a", "b", "c"}) for _ in completions]
 
-def order(text, problem):
+def set_order(text, problem):
     return float("".join({"0", "1", "2", "3", "4", "5"}))
 
 def where(text, problem):
@@ -318,12 +318,12 @@ def test_random_rewards_are_a_function_of_seed_step_and_problem(module: str) -> 
 
 
 def test_workers_do_not_differ(module: str) -> None:
-    weights = {f"{module}:{name}": 1.0 for name in ("order", "where", "torch_free")}
+    weights = {f"{module}:{name}": 1.0 for name in ("set_order", "where", "torch_free")}
     seen = []
     for _ in range(2):
         with make_scorer(weights) as scorer:
             seen.append(scorer.weigh(["x"], PROBLEM, step=0).parts)
-    assert seen[0]["order"] == seen[1]["order"], "the order of a set depends on the process"
+    assert seen[0]["set_order"] == seen[1]["set_order"], "the order of a set depends on the process"
     assert seen[0]["where"] != seen[1]["where"]
     assert seen[0]["torch_free"] == 0
 

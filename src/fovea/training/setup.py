@@ -28,6 +28,7 @@ from fovea.rewards import REWARDS, correct
 from fovea.rewards.scorer import Scorer
 from fovea.rollouts import BadSample, gather, without_bad
 from fovea.runlog import RunLog, describe_run
+from fovea.tasks.curriculum import MixedTask
 from fovea.training.ahead import Ahead
 from fovea.training.bad_samples import BadSamples
 from fovea.training.problems import at_most, instruction_of
@@ -235,7 +236,13 @@ class Session:
         return found.prompts, {"bad_samples": len(found.bad)}
 
     def look_ahead(self) -> None:
-        """Begin to make the next step's problems; after the last decision that they depend on."""
+        """Begin to make the next step's problems; after the last decision that they depend on.
+
+        Only of the built-in tasks that are made from pictures and graphs: a user's own may draw from the global random
+        generators, whose state between two steps is what a resumed run goes on with.
+        """
+        if not isinstance(self.task, MixedTask):
+            return
         if self._ahead is None:
             self._ahead = Ahead(task=self.task)
         if self.done + 1 < self.run.steps:
