@@ -445,7 +445,7 @@ def test_killed_anywhere_it_goes_on_to_the_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3000)
 def test_thirty_kills_of_each_run(tmp_path: Path) -> None:
     record = _harness(tmp_path, kills=30, runs=None)
     assert record["equal"] == record["n"] >= 30
