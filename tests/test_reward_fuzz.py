@@ -10,13 +10,13 @@ import inspect
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from timing import best_time
 
 from fovea.rewards import (
     REWARDS,
@@ -51,9 +51,7 @@ def fuzz(name: str, test: Callable[[str], None]) -> None:
 
 
 SLOWEST = 0.010
-"""Seconds of CPU time that a completion of 100 KB may take (the best of up to six runs, as the machine is shared), on a
-machine that counts to 100,000 in `COUNTING` seconds. A slower one gets as much more as it needs for that."""
-COUNTING = 0.0022
+"""Seconds of CPU time that a completion of 100 KB may take, on the machine of `timing.COUNTING`."""
 
 # --- garbage ----------------------------------------------------------------------------------------------
 
@@ -383,31 +381,6 @@ def inside(text: str) -> str:
     return f"<think>{text[: SIZE - len(answer)]}</think><answer>{answer}</answer>"
 
 
-def count() -> int:
-    """Plain Python whose time says how fast the machine is at this moment."""
-    total = 0
-    for i in range(100_000):
-        total += i
-    return total
-
-
-def cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def best_time(work: Callable[[], object]) -> float:
-    """CPU seconds on the machine of `COUNTING`: the least of at most six runs, or the first that is fast enough."""
-    best = counting = math.inf
-    for _ in range(6):
-        best = min(best, cpu_seconds(work))
-        if best < SLOWEST:
-            return best
-        counting = min(counting, cpu_seconds(count))
-    return best * min(1, COUNTING / counting)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_no_reply_of_100_kb_takes_a_reward_10_ms(name: str) -> None:
     function = REWARDS[name]
@@ -421,7 +394,8 @@ def test_no_reply_of_100_kb_takes_a_reward_10_ms(name: str) -> None:
             for family, text in FAMILIES.items():
                 for reply in (text, inside(text)):
                     seconds = best_time(
-                        lambda reply=reply, of=of, options=options: function(reply, of, **options)
+                        lambda reply=reply, of=of, options=options: function(reply, of, **options),
+                        SLOWEST,
                     )
                     assert seconds < SLOWEST, (of.kind, family, reply is text, compat, seconds)
 
@@ -431,7 +405,7 @@ def test_no_text_of_100_kb_takes_a_parser_10_ms(name: str) -> None:
     PARSERS[name]("x+7352=y")
     for family, text in FAMILIES.items():
         for piece in (text, text[: answers.ANSWER_LIMIT]):
-            seconds = best_time(lambda piece=piece: PARSERS[name](piece))
+            seconds = best_time(lambda piece=piece: PARSERS[name](piece), SLOWEST)
             assert seconds < SLOWEST, (family, len(piece), seconds)
 
 

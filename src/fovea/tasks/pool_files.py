@@ -186,7 +186,13 @@ def _sorted(files: Iterable[tuple[str, Lies]], notes: list[str]) -> Listing:
             others[PurePosixPath(low).suffix or "no ending"] += 1
     if others:
         kinds = few([f"{ending} {n}" for ending, n in others.most_common()], 6)
-        found.notes.append(f"{others.total()} files that are no pictures by their endings ({kinds})")
+        n = others.total()
+        which = (
+            "file that is no picture by its ending"
+            if n == 1
+            else "files that are no pictures by their endings"
+        )
+        found.notes.append(f"{n} {which} ({kinds})")
     return found
 
 
