@@ -9,16 +9,16 @@ Try it: python -c "from fovea.tasks.graph_ssl import *; print(open_graph_task('g
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fovea.tasks.graph_ssl import attribute, link, neighbours
 from fovea.tasks.graph_ssl.network import Network, Part, part
 from fovea.tasks.graph_ssl.sources import open_graph
-from fovea.tasks.scenes import SPLITS, Split, generator
-from fovea.tasks.ssl.spec import Generator, Options, check_options
-from fovea.tasks.styles import STYLES, styled
+from fovea.tasks.scenes import SPLITS, Split
+from fovea.tasks.ssl.spec import Generator, Options, check_options, problem_at
+from fovea.tasks.styles import STYLES
 from fovea.types import AnswerKind, Problem, UserError
 
 __all__ = [
@@ -95,22 +95,17 @@ class GraphTask:
 
     def at(self, index: int, difficulty: float) -> Problem:
         """Problem `index` at a difficulty. Raises UserError where the graph has no part that suits the question."""
-        base, _, style = self.name.partition("@")
-        rng = generator("problem", base, self.split, self.seed, index)
-        asked = self.generator.make(self.part, rng, difficulty, **self.options)
-        question, target = styled(asked, self.kind, style or "answer")
-        chance = float(self.generator.chance(difficulty, **self.options))
-        return Problem(
-            id=f"{self.name}:{self.split}:{self.seed}:{index}",
-            task=self.name,
-            images=asked.images,
-            question=question,
-            answer=asked.answer,
-            kind=self.kind,
+        problem = problem_at(
+            self.generator,
+            self.part,
+            name=self.name,
+            split=self.split,
+            seed=self.seed,
+            index=index,
             difficulty=difficulty,
-            target=target,
-            meta={"chance": chance, "graph": self.part.network.name} | asked.meta,
+            options=self.options,
         )
+        return replace(problem, meta={"graph": self.part.network.name} | problem.meta)
 
     def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
         return [self.problem(index) for index in range(cursor, cursor + n)], cursor + n

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fovea.tasks.pool import BuiltIn, Pool
-from fovea.tasks.scenes import Split, generator
+from fovea.tasks.scenes import Split
 from fovea.tasks.ssl import (
     contrastive,
     correspond,
@@ -32,8 +32,7 @@ from fovea.tasks.ssl import (
     tiles,
     transform,
 )
-from fovea.tasks.ssl.spec import Generator, Options, check_options
-from fovea.tasks.styles import styled
+from fovea.tasks.ssl.spec import Generator, Options, check_options, problem_at
 from fovea.types import AnswerKind, Problem, UserError
 
 SSL: dict[str, Generator] = {
@@ -108,21 +107,15 @@ class SslTask:
 
     def at(self, index: int, difficulty: float) -> Problem:
         """Problem `index` at a difficulty. Raises UserError where no picture of the pool suits the question."""
-        base, _, style = self.name.partition("@")
-        rng = generator("problem", base, self.split, self.seed, index)
-        asked = self.generator.make(self.pool, rng, difficulty, **self.options)
-        question, target = styled(asked, self.kind, style or "answer")
-        chance = float(self.generator.chance(difficulty, **self.options))
-        return Problem(
-            id=f"{self.name}:{self.split}:{self.seed}:{index}",
-            task=self.name,
-            images=asked.images,
-            question=question,
-            answer=asked.answer,
-            kind=self.kind,
+        return problem_at(
+            self.generator,
+            self.pool,
+            name=self.name,
+            split=self.split,
+            seed=self.seed,
+            index=index,
             difficulty=difficulty,
-            target=target,
-            meta={"box_image": asked.box_image, "chance": chance} | asked.meta,
+            options=self.options,
         )
 
     def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:

@@ -17,7 +17,9 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.types import AnswerKind, UserError
+from fovea.tasks.scenes import generator
+from fovea.tasks.styles import styled
+from fovea.types import AnswerKind, Problem, UserError
 
 T = TypeVar("T")
 
@@ -147,4 +149,36 @@ def unsuitable(name: str, images: Pool, why: str) -> UserError:
     return UserError(
         f"Task {name!r}: none of {TRIES} pictures drawn from {images.source} suits it ({why}); give a folder with "
         "other pictures (images=FOLDER) or leave this task away."
+    )
+
+
+def problem_at(
+    made: Generator,
+    source: Any,
+    *,
+    name: str,
+    split: str,
+    seed: int,
+    index: int,
+    difficulty: float,
+    options: Options,
+) -> Problem:
+    """Problem `index` of a task, asked of a pool or of a part of a graph: a function of (seed, index, difficulty).
+
+    `name`: as opened, with a style or without, which changes the words and not the pictures. Raises what `make` raises.
+    """
+    base, _, style = name.partition("@")
+    asked = made.make(source, generator("problem", base, split, seed, index), difficulty, **options)
+    question, target = styled(asked, made.kind, style or "answer")
+    chance = float(made.chance(difficulty, **options))
+    return Problem(
+        id=f"{name}:{split}:{seed}:{index}",
+        task=name,
+        images=asked.images,
+        question=question,
+        answer=asked.answer,
+        kind=made.kind,
+        difficulty=difficulty,
+        target=target,
+        meta={"box_image": asked.box_image, "chance": chance} | asked.meta,
     )
