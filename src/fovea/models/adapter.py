@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fovea.boxes import convert, convert_answer, fill, unmarked
 from fovea.models.attention import Plan
+from fovea.models.canvas_sizes import square_canvas
 from fovea.models.resolution import one_size
 from fovea.types import BoxFrame, Problem, UserError, picture_sizes
 
@@ -112,6 +113,9 @@ class Family:
     """Part ("vision", "projector", "text") -> prefixes of the parameter names that belong to it."""
     cap: Callable[[Any, Any, int | None, int | None], None] = one_size
     """(config, processor, min_pixels, max_pixels): puts caps on the size of pictures into both, in place."""
+    canvas: Callable[[Any, tuple[int, int], int], tuple[int, int]] = square_canvas
+    """(processor, (width, height), pictures of the prompt) -> (width, height) of a picture that the processor resized,
+    before tiles and patches (`canvas.py`)."""
     picture_blocks: bool = False
     """The tokens of a picture see all of each other in the language model (Gemma 3)."""
     recurrent_layers: Callable[[Any], Sequence[torch.nn.Module]] | None = None

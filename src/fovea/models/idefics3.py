@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fovea.models.adapter import Family, ImageFeatures, Pictures, Rendered, embed, plain_positions
+from fovea.models.canvas_sizes import edge_canvas
 from fovea.models.rendering import render_chat, runs
 from fovea.models.resolution import cap_edge
 
@@ -91,6 +92,7 @@ FAMILY = Family(
         "text": ("model.text_model.", "lm_head."),
     },
     cap=cap_edge,
+    canvas=edge_canvas,
 )
 
 SMOLVLM = replace(FAMILY, name="smolvlm", matches=lambda config: config.model_type == "smolvlm")

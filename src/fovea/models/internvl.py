@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from fovea.models.adapter import Family, ImageFeatures, Pictures, Rendered, embed, plain_positions
+from fovea.models.canvas_sizes import tile_canvas
 from fovea.models.rendering import render_chat, runs
 from fovea.models.resolution import cap_tiles
 
@@ -71,4 +72,5 @@ FAMILY = Family(
         "text": ("model.language_model.", "lm_head."),
     },
     cap=cap_tiles,
+    canvas=tile_canvas,
 )

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fovea.models.adapter import Family, ImageFeatures, Pictures, Rendered, embed, plain_positions
+from fovea.models.canvas_sizes import padded_canvas
 from fovea.models.rendering import render_chat
 from fovea.models.resolution import cap_canvases
 
@@ -98,4 +99,5 @@ FAMILY = Family(
         "text": ("model.language_model.", "lm_head."),
     },
     cap=cap_canvases,
+    canvas=padded_canvas,
 )

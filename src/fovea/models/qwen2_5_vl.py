@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from fovea.models.adapter import Family, ImageFeatures, embed
+from fovea.models.canvas_sizes import grid_canvas
 from fovea.models.qwen_vision import FREEZE, media_ids, positions, render, vision_plan
 from fovea.models.resolution import cap_grid
 
@@ -58,4 +59,5 @@ FAMILY = Family(
     lm_head=lm_head,
     freeze=FREEZE,
     cap=cap_grid,
+    canvas=grid_canvas,
 )

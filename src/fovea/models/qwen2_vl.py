@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fovea.models.adapter import Family, ImageFeatures, embed
+from fovea.models.canvas_sizes import grid_canvas
 from fovea.models.qwen_vision import FREEZE, media_ids, positions, render, vision_plan
 from fovea.models.resolution import cap_grid
 
@@ -49,4 +50,5 @@ FAMILY = Family(
     lm_head=lm_head,
     freeze=FREEZE,
     cap=cap_grid,
+    canvas=grid_canvas,
 )

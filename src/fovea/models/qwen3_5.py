@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fovea.models.adapter import Family, ImageFeatures, embed
+from fovea.models.canvas_sizes import grid_canvas
 from fovea.models.qwen_vision import FREEZE, media_ids, positions, render, vision_plan
 from fovea.models.resolution import cap_grid
 
@@ -60,6 +61,7 @@ FAMILY = Family(
     lm_head=lm_head,
     freeze=FREEZE,
     cap=cap_grid,
+    canvas=grid_canvas,
     recurrent_layers=recurrent_layers,
 )
 
@@ -76,5 +78,6 @@ MOE = Family(
     lm_head=lm_head,
     freeze=FREEZE,
     cap=cap_grid,
+    canvas=grid_canvas,
     recurrent_layers=recurrent_layers,
 )
