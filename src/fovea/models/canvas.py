@@ -60,7 +60,9 @@ def _canvas(policy: Policy, image: Image.Image, count: int, problem: Problem) ->
             "time, so that no picture at its resolution can be changed; use another size, or no intervention."
         )
     pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
-    resized = TorchvisionBackend.resize(processor, pixels, SizeDict(height=size[1], width=size[0]), resample=processor.resample)
+    resized = TorchvisionBackend.resize(
+        processor, pixels, SizeDict(height=size[1], width=size[0]), resample=processor.resample
+    )
     return resized.permute(1, 2, 0).contiguous().numpy()
 
 
