@@ -59,7 +59,7 @@ def _canvas(policy: Policy, image: Image.Image, count: int, problem: Problem) ->
             f"Problem {problem.id}: the processor of {policy.family.name} resizes a picture of {image.size} anew each "
             "time, so that no picture at its resolution can be changed; use another size, or no intervention."
         )
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     resized = TorchvisionBackend.resize(
         processor, pixels, SizeDict(height=size[1], width=size[0]), resample=processor.resample
     )
@@ -112,14 +112,14 @@ def pull_back(policy: Policy, pictures: Sequence[Canvas | Tensor], gradient: Ten
 
 
 def _processed(policy: Policy, pictures: Sequence[Canvas | Tensor]) -> Any:
-    given = [p if isinstance(p, Tensor) else torch.from_numpy(p).permute(2, 0, 1) for p in pictures]
+    given = [p if isinstance(p, Tensor) else torch.tensor(p).permute(2, 0, 1) for p in pictures]
     return policy.processor.image_processor(images=[given], return_tensors="pt")
 
 
 def _float(picture: Canvas | Tensor) -> Tensor:
     if isinstance(picture, Tensor):
         return picture.detach().clone()
-    return torch.from_numpy(picture).permute(2, 0, 1).float().contiguous()
+    return torch.tensor(picture).permute(2, 0, 1).float().contiguous()
 
 
 def _uint8(picture: Canvas | Tensor) -> Canvas:

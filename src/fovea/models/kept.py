@@ -43,14 +43,18 @@ class Kept:
     def put(self, version: int, prompts: Sequence[Prompt], prefix: Any) -> None:
         self.version, self.prompts, self.prefix = version, tuple(prompts), prefix
 
-    def take(self, version: int, prompts: Sequence[Prompt]) -> tuple[Any, tuple[int, ...]] | None:
-        """(prefix, place of each prompt in it), once; None where encoding anew is right or cheaper.
+    def take(
+        self, version: int, prompts: Sequence[Prompt], *, keep: bool = False
+    ) -> tuple[Any, tuple[int, ...]] | None:
+        """(prefix, place of each prompt in it), once, or with `keep` again; None where encoding anew is right or
+        cheaper.
 
         A backward pass through all that was kept costs two forward passes through it, so it pays while the wanted
         prompts are two thirds of it or more.
         """
         held, prefix, same = self.prompts, self.prefix, self.version == version
-        self.drop()
+        if not keep:
+            self.drop()
         place = {id(prompt): i for i, prompt in enumerate(held)}
         if prefix is None or not same or any(id(prompt) not in place for prompt in prompts):
             return None

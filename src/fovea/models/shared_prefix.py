@@ -32,7 +32,20 @@ from fovea.models.recompute import recomputing
 from fovea.models.recurrent import State, completion_rows, prompt_rows, take
 from fovea.types import Sampling
 
-__all__ = ["Loss", "Prefix", "Row", "backward", "prefill", "runs", "score"]
+__all__ = [
+    "Loss",
+    "Prefix",
+    "Row",
+    "backward",
+    "check_rows",
+    "encoded",
+    "gradient_pairs",
+    "leaves_of",
+    "prefill",
+    "runs",
+    "score",
+    "through_completions",
+]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(index [N] long into the concatenation of all rows' tokens, log_probs [N], entropy [N]) -> scalar,
@@ -115,7 +128,7 @@ def score(
 
     Temperature 0 counts as 1. Raises ValueError for an empty row or a row with a banned token.
     """
-    _check(policy, prompts, rows, sampling)
+    check_rows(policy, prompts, rows, sampling)
     tokens_per_pass = max(2, tokens_per_pass)
     total = sum(len(tokens) for _, tokens in rows)
     log_probs = torch.empty(total, device=policy.device, dtype=_wide(policy))
@@ -146,28 +159,49 @@ def backward(
     `loss` is called once a pass with that pass's tokens and must be additive over tokens. Raises ValueError
     for an empty row or a row with a banned token.
     """
-    _check(policy, prompts, rows, sampling)
+    check_rows(policy, prompts, rows, sampling)
     tokens_per_pass = max(2, tokens_per_pass)
     total = 0.0
     with torch.enable_grad(), recomputing(policy.model, policy.recompute):
         for batch in batches(prompts, rows, tokens_per_pass, policy.family.recurrent):
-            captured = _captured(policy, batch.prompts)
-            leaves = _mapped(_leaf, captured)
-            for pieces in batch.passes:
-                out = _forward(policy, batch, leaves, pieces, sampling)
-                value = loss(out.index, out.log_probs, out.entropy)
-                value.backward()
-                total += float(value.detach())
-                del out, value
-            for row in batch.long_rows:
-                total += _backward_long(policy, batch, leaves, row, sampling, loss, tokens_per_pass)
-            pairs = [(c, l.grad) for c, l in zip(_tensors(captured), _tensors(leaves)) if l.grad is not None]
+            captured = encoded(policy, batch.prompts)
+            leaves = leaves_of(captured)
+            total += through_completions(policy, batch, leaves, sampling, loss, tokens_per_pass)
+            pairs = gradient_pairs(captured, leaves)
             if pairs:
                 torch.autograd.backward([c for c, _ in pairs], [g for _, g in pairs])
     return total
 
 
-def _check(policy: Policy, prompts: Sequence[Prompt], rows: Sequence[Row], sampling: Sampling) -> None:
+def through_completions(
+    policy: Policy, batch: Batch, leaves: Prefix, sampling: Sampling, loss: Loss, tokens_per_pass: int
+) -> float:
+    """Forward and backward through a batch's completions, down to the leaves. Returns the loss."""
+    total = 0.0
+    for pieces in batch.passes:
+        out = _forward(policy, batch, leaves, pieces, sampling)
+        value = loss(out.index, out.log_probs, out.entropy)
+        value.backward()
+        total += float(value.detach())
+        del out, value
+    for row in batch.long_rows:
+        total += _backward_long(policy, batch, leaves, row, sampling, loss, tokens_per_pass)
+    return total
+
+
+def leaves_of(captured: Prefix) -> Prefix:
+    """The same, cut from the graph."""
+    return _mapped(_leaf, captured)
+
+
+def gradient_pairs(captured: Prefix, leaves: Prefix) -> list[tuple[Tensor, Tensor]]:
+    """(tensor of the prompts' graph, gradient that its leaf has got), where there is one."""
+    pairs = zip(_tensors(captured), _tensors(leaves), strict=True)
+    return [(tensor, leaf.grad) for tensor, leaf in pairs if leaf.grad is not None]
+
+
+def check_rows(policy: Policy, prompts: Sequence[Prompt], rows: Sequence[Row], sampling: Sampling) -> None:
+    """Raises ValueError for an empty row, a row of no prompt, or one with a banned token."""
     bans = np.array(policy.bans(sampling))
     for i, (prompt, tokens) in enumerate(rows):
         if len(tokens) == 0 or not 0 <= prompt < len(prompts):
@@ -366,9 +400,11 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.requires_grad)
 
 
-def _captured(policy: Policy, prompts: Sequence[Prompt]) -> Prefix:
-    """The distinct prompts with their graph: that of the rollout where it was kept, else encoded now."""
-    kept = policy.kept.take(policy.version, prompts)
+def encoded(policy: Policy, prompts: Sequence[Prompt], *, keep: bool = False) -> Prefix:
+    """The distinct prompts with their graph: that of the rollout where it was kept, else encoded now.
+
+    `keep`: what was kept stays there for the update; a backward pass through it must then retain the graph."""
+    kept = policy.kept.take(policy.version, prompts, keep=keep)
     if kept is None:
         return prefill(policy, prompts)
     prefix, places = kept
