@@ -18,6 +18,7 @@ LIGHT = (
     "config",
     "runlog",
     "rewards",
+    "interventions",
     "statistics",
     "boxes",
     "outcomes",
