@@ -28,6 +28,7 @@ from fovea.algorithms import (
 from fovea.engines import Engine
 from fovea.models import Policy, Prompt
 from fovea.models.policy import named
+from fovea.phases import Explorer, plain
 from fovea.rewards import correct, weigh
 from fovea.rewards.scorer import Job, Scorer
 from fovea.types import (
@@ -164,14 +165,17 @@ def collect(
     group: int,
     seed: tuple[int, int],
     draw: int = 0,
+    explorer: Explorer | None = None,
 ) -> list[Group]:
     """Draw `group` replies to each prompt and reward them. Groups in the order of `prompts`.
 
     `weights`: those of built-in rewards, or a scorer (which may run the user's own); `seed`: (run's seed, step);
     `draw`: the sampling phase, so that a problem met again in another round of a step gets other replies; one that is
-    twice among `prompts` does, too (`fovea.types.occurrences`).
+    twice among `prompts` does, too (`fovea.types.occurrences`). `explorer`: samples in two phases.
     """
-    replies = engine.generate(prompts, group, sampling, seed=seed, draw=draw)
+    how = plain if explorer is None else explorer.draw
+    drawn = how(prompts, engine, group, sampling, seed=seed, draw=draw)
+    replies = drawn.replies
     if isinstance(weights, Mapping):
         scored = [
             weigh(
@@ -193,8 +197,17 @@ def collect(
         ]
         scored = [(scores.rewards, scores.parts) for scores in weights.weigh_all(jobs, step=seed[1])]
     return [
-        Group(problem=prompt.problem, prompt=prompt, completions=completions, rewards=rewards, parts=parts)
-        for prompt, completions, (rewards, parts) in zip(prompts, replies, scored, strict=True)
+        Group(
+            problem=prompt.problem,
+            prompt=prompt,
+            completions=completions,
+            rewards=rewards,
+            parts=parts,
+            variants=variants,
+        )
+        for prompt, completions, variants, (rewards, parts) in zip(
+            drawn.prompts, replies, drawn.variants, scored, strict=True
+        )
     ]
 
 
@@ -211,6 +224,46 @@ def has_signal(group: Group, algorithm: Algorithm, longest: int) -> bool:
     return bool(len(given) and (given != given[0]).any())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """A completion and the prompt that it is trained under."""
+
+    group: int
+    completion: Completion
+    sampled: Prompt
+    trained: Prompt
+
+    @property
+    def row(self) -> np.ndarray:
+        """int64 [T]."""
+        return self.completion.token_ids
+
+    @property
+    def moved(self) -> bool:
+        """Whether it is trained under another prompt than it was sampled under."""
+        return self.sampled is not self.trained
+
+
+def lines_of(groups: Sequence[Group], ratio: str = "clean") -> list[Line]:
+    """What is learned from, in order: one line a completion, or with "shared" one for every prompt of its group.
+
+    clean, corrected    under the group's own prompt
+    adversarial         under the prompt that it was sampled under
+    shared              under every prompt of the group (R1-ShareVL, arXiv:2505.16673), its own first
+    """
+    lines = []
+    for g, group in enumerate(groups):
+        for completion in group.completions:
+            sampled = group.variants.get(completion.variant, group.prompt)
+            if ratio == "shared":
+                every = [group.prompt, *group.variants.values()]
+                prompts = [sampled, *(prompt for prompt in every if prompt is not sampled)]
+            else:
+                prompts = [sampled if ratio == "adversarial" else group.prompt]
+            lines += [Line(group=g, completion=completion, sampled=sampled, trained=p) for p in prompts]
+    return lines
+
+
 def to_samples(
     groups: Sequence[Group],
     algorithm: Algorithm,
@@ -220,49 +273,90 @@ def to_samples(
     recomputed: Sequence[np.ndarray] | None = None,
     positions: Sequence[int] | None = None,
     reduce: Reduce = alone,
+    ratio: str = "clean",
+    baseline: str = "pooled",
 ) -> list[Sample]:
-    """One sample a completion, in order.
+    """One sample a line (`lines_of`), in order.
 
     `longest`: the generation budget (Dr. GRPO's denominator). `reference`, `recomputed`: float32 [T] for each
-    completion, log-probs of the reference policy and of the trainer's policy where the algorithm asks for them;
+    line, log-probs of the reference policy and of the trainer's policy where the algorithm asks for them;
     `positions`: each group's cursor (for replay). `reduce` adds counts over workers: denominators and batch
-    statistics are of all workers' groups.
+    statistics are of all workers' groups. `ratio`, `baseline`: as `InterventionSection` says.
     """
-    rows = [(g, completion) for g, group in enumerate(groups) for completion in group.completions]
-    masks = [_mask(completion, algorithm) for _, completion in rows]
-    engine = [completion.log_probs for _, completion in rows]
+    lines = lines_of(groups, ratio)
+    masks = [_mask(line.completion, algorithm) for line in lines]
+    engine = [line.completion.log_probs for line in lines]
     old = engine if recomputed is None else recomputed
-    ids = [g for g, _ in rows]
+    ids = [line.group for line in lines]
     weights = token_weights(
         masks, ids, algorithm, longest=longest, total=totals(masks, ids).everywhere(reduce)
     )
-    advantages = step_advantages(
-        [learned_rewards(group, algorithm, longest) for group in groups],
-        masks,
-        algorithm,
-        kl=None if reference is None else _kl(old, reference, algorithm),
-        reduce=reduce,
-    )
+    kl = None if reference is None else _kl(old, reference, algorithm)
+    advantages = line_advantages(groups, lines, masks, algorithm, longest, kl, reduce, ratio, baseline)
     correction = None
     if algorithm.correction != "none":
         assert recomputed is not None, "the correction compares the engine's log-probs with the trainer's"
         correction = importance_correction(recomputed, engine, algorithm)
     return [
         Sample(
-            sampled_prompt=groups[g].prompt,
-            trained_prompt=groups[g].prompt,
-            token_ids=completion.token_ids,
+            sampled_prompt=line.sampled,
+            trained_prompt=line.trained,
+            token_ids=line.row,
             old_log_probs=old[i],
             weights=weights[i],
             advantage=advantages[i].astype(np.float32),
-            group=g,
+            group=line.group,
             reference_log_probs=None if reference is None else reference[i],
             correction=None if correction is None else correction[i],
-            policy_version=completion.policy_version,
-            position=None if positions is None else positions[g],
+            policy_version=line.completion.policy_version,
+            position=None if positions is None else positions[line.group],
         )
-        for i, (g, completion) in enumerate(rows)
+        for i, line in enumerate(lines)
     ]
+
+
+def line_advantages(
+    groups: Sequence[Group],
+    lines: Sequence[Line],
+    masks: Sequence[np.ndarray],
+    algorithm: Algorithm,
+    longest: int,
+    kl: list[np.ndarray] | None,
+    reduce: Reduce,
+    ratio: str,
+    baseline: str,
+) -> list[np.ndarray]:
+    """float [T] for every line.
+
+    "pooled": among all completions of a group; "halves": among those of the same phase. "shared" (R1-ShareVL): pooled,
+    and to a completion under its own prompt the advantage within its phase is added.
+    """
+    rewards = [learned_rewards(group, algorithm, longest) for group in groups]
+    if ratio != "shared":
+        if baseline == "halves":
+            rewards = _by_phase(groups, rewards)
+        return step_advantages(rewards, masks, algorithm, kl=kl, reduce=reduce)
+    own = [i for i, line in enumerate(lines) if not line.moved]
+    first = [masks[i] for i in own]
+    own_kl = None if kl is None else [kl[i] for i in own]
+    pooled = step_advantages(rewards, first, algorithm, kl=own_kl, reduce=reduce)
+    within = step_advantages(_by_phase(groups, rewards), first, algorithm, kl=own_kl, reduce=reduce)
+    found: list[np.ndarray] = []
+    place = -1
+    for line in lines:
+        place += not line.moved  # a completion's own line stands before its others
+        found.append(pooled[place] if line.moved else pooled[place] + within[place])
+    return found
+
+
+def _by_phase(groups: Sequence[Group], rewards: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The rewards of each phase by themselves; phases stand one after another in a group."""
+    found = []
+    for group, values in zip(groups, rewards, strict=True):
+        variants = [completion.variant for completion in group.completions]
+        cuts = [i for i in range(1, len(variants)) if variants[i] != variants[i - 1]]
+        found += np.split(values, cuts)
+    return found
 
 
 def _mask(completion: Completion, algorithm: Algorithm) -> np.ndarray:

@@ -125,6 +125,9 @@ class Completion:
     """Under which prompt variant it was sampled (an intervention may show another picture)."""
     policy_version: int = 0
     """How many updates the sampling weights had seen."""
+    entropies: np.ndarray | None = None
+    """float32 [T], of the `Sampling` distribution over the whole vocabulary at every token, in nats; None where the
+    engine was not asked or cannot say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +143,8 @@ class Group:
     """float64 [G], the weighted sum."""
     parts: dict[str, np.ndarray]
     """Reward name -> float64 [G], before weighting."""
+    variants: Mapping[str, Any] = field(default_factory=dict)
+    """Prompts of the other phases, by `Completion.variant`; "clean" is `prompt`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

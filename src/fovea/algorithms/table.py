@@ -138,8 +138,12 @@ def algorithm_of(run: Run) -> Algorithm:
     algorithm = find_algorithm(section.name, section.clip)
     given: dict[str, Any] = {name: getattr(section, name) for name in _OVERRIDES}
     given = {name: value for name, value in given.items() if value is not None}
+    ratio = None if run.intervention.name == "none" else run.intervention.ratio
+    moved = ratio in ("clean", "corrected", "shared")
+    if ratio == "corrected":
+        given.setdefault("correction", "token_truncate")
     corrected = given.get("correction", "none") != "none"
-    if "old_log_probs" not in given and (corrected or run.dtype != "float32"):
+    if "old_log_probs" not in given and (corrected or moved or run.dtype != "float32"):
         given["old_log_probs"] = "recomputed"
     algorithm = replace(algorithm, **given)
     for wrong, sentence in _contradictions(run, section, algorithm):
@@ -151,6 +155,7 @@ def algorithm_of(run: Run) -> Algorithm:
 def _contradictions(run: Run, section: AlgorithmSection, a: Algorithm) -> list[tuple[bool, str]]:
     name, per = section.name, section.prompts_per_update
     alone = a.baseline == "none"
+    moved = run.intervention.name != "none" and run.intervention.ratio != "adversarial"
     return [
         (
             section.clip is not None and (section.clip_low is not None or section.clip_high is not None),
@@ -185,6 +190,20 @@ def _contradictions(run: Run, section: AlgorithmSection, a: Algorithm) -> list[t
             a.correction != "none" and a.old_log_probs == "sampled",
             "algorithm.correction compares the engine's log-probs with the trainer's; "
             "it needs old_log_probs=recomputed.",
+        ),
+        (
+            moved and a.old_log_probs == "sampled",
+            f"intervention.ratio={run.intervention.ratio} trains completions under another picture than they were "
+            "sampled under, so that the engine's log-probs cannot be the old ones; leave algorithm.old_log_probs away.",
+        ),
+        (
+            moved and run.intervention.ratio == "corrected" and a.correction == "none",
+            "intervention.ratio=corrected is an importance weight; leave algorithm.correction away.",
+        ),
+        (
+            moved and run.intervention.ratio != "corrected" and a.correction != "none",
+            f"algorithm.correction would weigh completions by what the changed picture did to them; with "
+            f"intervention.ratio={run.intervention.ratio} leave it away, or use ratio=corrected.",
         ),
         (
             section.correction_cap is not None and a.correction == "none",

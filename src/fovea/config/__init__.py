@@ -20,6 +20,7 @@ from fovea.config.sections import (
     DifficultySection,
     EvaluationSection,
     FinetuneSection,
+    InterventionSection,
     OptimizerSection,
     PicturesSection,
     ProblemsSection,
@@ -29,6 +30,6 @@ from fovea.config.sections import (
 
 __all__ = [
     "INSTRUCTIONS", "RECIPES", "AlgorithmSection", "DifficultySection", "EvaluationSection", "FinetuneSection",
-    "OptimizerSection", "PicturesSection", "ProblemsSection", "Run", "SamplingSection", "Section", "apply_override",
-    "explain", "load_run", "nearest", "recipe_names", "study_names",
+    "InterventionSection", "OptimizerSection", "PicturesSection", "ProblemsSection", "Run", "SamplingSection",
+    "Section", "apply_override", "explain", "load_run", "nearest", "recipe_names", "study_names",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from fovea.config.sections import (
     DifficultySection,
     EvaluationSection,
     FinetuneSection,
+    InterventionSection,
     OptimizerSection,
     PicturesSection,
     ProblemsSection,
@@ -188,6 +189,7 @@ class Run(Section):
     optimizer: OptimizerSection = OptimizerSection()
     finetune: FinetuneSection = FinetuneSection()
     algorithm: AlgorithmSection = AlgorithmSection()
+    intervention: InterventionSection = InterventionSection()
     evaluation: EvaluationSection = EvaluationSection()
     problems: ProblemsSection = ProblemsSection()
     pictures: PicturesSection = PicturesSection()

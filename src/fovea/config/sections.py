@@ -139,6 +139,103 @@ class AlgorithmSection(Section):
     replay_age: int | None = Field(default=None, ge=1, description="steps that a completion is kept")
 
 
+class InterventionSection(Section):
+    """What changes the pictures of a second sampling phase (`fovea.interventions`, docs/saei.md)."""
+
+    name: Literal["none", "egas", "random_sign", "noisy_rollout", "rotation", "occlusion", "share"] = Field(
+        default="none", description="egas: SaEI, reconstructed; the others are its neighbours (docs/saei.md)"
+    )
+    share: float = Field(
+        default=0.5, gt=0, lt=1, description="part of every group that is sampled under the changed picture"
+    )
+    ratio: Literal["clean", "adversarial", "corrected", "shared"] = Field(
+        default="clean",
+        description="the picture that such completions are trained under: the clean one, their own, the clean one with "
+        "importance weights, or every one (R1-ShareVL)",
+    )
+    baseline: Literal["pooled", "halves"] = Field(
+        default="pooled", description="advantages among all completions of a group, or of the same phase"
+    )
+    epsilon: float = Field(
+        default=4.0, ge=0, le=255, description="egas, random_sign: largest change of a pixel, in 1/255"
+    )
+    strength: float | None = Field(
+        default=None,
+        ge=0,
+        description="noisy_rollout: noise level, below 1000 (default 500); rotation: degrees (15); occlusion: share "
+        "of the picture (0.1)",
+    )
+    schedule: Literal["constant", "linear", "cosine", "sigmoid"] = Field(
+        default="constant", description="how epsilon or strength falls over the run"
+    )
+    steepness: float = Field(default=30.0, gt=0, description="of the sigmoid (NoisyRollout's lambda)")
+    middle: float = Field(
+        default=2 / 3, ge=0, le=1, description="of the sigmoid: part of the run after which half is left"
+    )
+    attack_steps: int = Field(default=1, ge=1, description="1: FGSM; more: PGD")
+    attack_step_size: float | None = Field(
+        default=None, gt=0, description="in 1/255; default: epsilon, of PGD 2.5 epsilon / attack_steps"
+    )
+    restarts: int = Field(default=1, ge=1, description="PGD: searches a problem, the best counts")
+    random_start: bool = Field(default=False, description="PGD: begin at a random point of the ball")
+    guard: float = Field(
+        default=0.0, ge=0, description="PGD: weight of the KL on the tokens that are not selected"
+    )
+    select: Literal["all", "top_fraction", "bottom_fraction", "band_quantile", "band_absolute"] = Field(
+        default="band_quantile", description="egas: tokens whose entropy is raised (TsEC)"
+    )
+    fraction: float = Field(
+        default=0.2, gt=0, le=1, description="share of the tokens that top_fraction and bottom_fraction take"
+    )
+    band: tuple[float, float] = Field(
+        default=(0.6, 0.95), description="band_quantile: quantiles; band_absolute: nats"
+    )
+    scope: Literal["completion", "group", "batch"] = Field(
+        default="group", description="tokens that quantiles are taken of"
+    )
+    control: bool = Field(
+        default=False,
+        description="egas, random_sign: fit epsilon (at most its value) to what the second half earns",
+    )
+    keep: tuple[float, float] = Field(
+        default=(0.75, 0.95),
+        description="control: epsilon falls where the second half earns less than this part of the first, rises where "
+        "it earns more than that",
+    )
+    max_gain: float = Field(
+        default=1.0, gt=0, description="control: epsilon falls above this entropy gain, in nats"
+    )
+    window: int = Field(default=8, ge=1, description="control: steps between decisions")
+    measure_every: int = Field(
+        default=10,
+        ge=0,
+        description="steps between measurements of the entropy under the changed pictures; 0: none",
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> InterventionSection:
+        low, high = self.band
+        if not 0 <= low < high or (self.select == "band_quantile" and high > 1):
+            raise ValueError(
+                f"band=[{low:g}, {high:g}] must be [low, high], quantiles from 0 to 1 or nats from 0"
+            )
+        if not 0 <= self.keep[0] < self.keep[1]:
+            raise ValueError(
+                f"keep=[{self.keep[0]:g}, {self.keep[1]:g}] must be [low, high], parts of a reward from 0"
+            )
+        if self.name == "noisy_rollout" and (self.strength or 0) >= 1000:
+            raise ValueError("strength of noisy_rollout is a noise level below 1000")
+        if self.name == "occlusion" and (self.strength or 0) > 1:
+            raise ValueError("strength of occlusion is a share of the picture, 0 to 1")
+        if self.guard > 0 and self.attack_steps == 1:
+            raise ValueError(
+                "guard needs attack_steps of 2 or more: at the clean picture the KL has no gradient"
+            )
+        if self.control and self.name not in ("egas", "random_sign"):
+            raise ValueError("control fits epsilon, which only egas and random_sign have")
+        return self
+
+
 class EvaluationSection(Section):
     """How often and how much the held-out split is measured."""
 

@@ -13,10 +13,17 @@ class Engine(Protocol):
     text)."""
 
     def generate(
-        self, prompts: Sequence[Any], group: int, sampling: Sampling, *, seed: tuple[int, int], draw: int = 0
+        self,
+        prompts: Sequence[Any],
+        group: int,
+        sampling: Sampling,
+        *,
+        seed: tuple[int, int],
+        draw: int = 0,
+        entropies: bool = False,
     ) -> list[tuple[Completion, ...]]:
         """`group` completions for each prompt, in order. `seed`: (run's seed, step); `draw`: which sampling
-        phase."""
+        phase; `entropies`: `Completion.entropies` are wanted, too, if they cost little."""
         ...
 
     def load_weights(self, policy: Any) -> None:

@@ -30,9 +30,16 @@ class ScriptedEngine:
         self._version = 0
 
     def generate(
-        self, prompts: Sequence[Any], group: int, sampling: Sampling, *, seed: tuple[int, int], draw: int = 0
+        self,
+        prompts: Sequence[Any],
+        group: int,
+        sampling: Sampling,
+        *,
+        seed: tuple[int, int],
+        draw: int = 0,
+        entropies: bool = False,
     ) -> list[tuple[Completion, ...]]:
-        """The scripted replies, cut at `max_new_tokens`. `seed` and `draw` change nothing."""
+        """The scripted replies, cut at `max_new_tokens`. `seed`, `draw` and `entropies` change nothing."""
         return [tuple(self._say(prompt.problem, i, sampling) for i in range(group)) for prompt in prompts]
 
     def load_weights(self, policy: Any) -> None:

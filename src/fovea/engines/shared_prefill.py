@@ -53,8 +53,10 @@ class SharedPrefillEngine:
         *,
         seed: tuple[int, int],
         draw: int = 0,
+        entropies: bool = False,
     ) -> list[tuple[Completion, ...]]:
-        """`group` completions for each prompt, in order; log-probs are of the `Sampling` distribution."""
+        """`group` completions for each prompt, in order; log-probs and `entropies` are of the `Sampling`
+        distribution."""
         done: list[tuple[Completion, ...]] = []
         times = occurrences(
             prompt.problem.id for prompt in prompts
@@ -62,7 +64,7 @@ class SharedPrefillEngine:
         with torch.no_grad():
             for some in self._batches(prompts, group):
                 now = times[len(done) : len(done) + len(some)]
-                done.extend(_generate(self._policy, some, now, group, sampling, (*seed, draw)))
+                done.extend(_generate(self._policy, some, now, group, sampling, (*seed, draw), entropies))
         return done
 
     def _batches(self, prompts: Sequence[Prompt], group: int) -> list[list[Prompt]]:
@@ -81,6 +83,7 @@ def _generate(
     group: int,
     sampling: Sampling,
     seed: tuple[int, int, int],
+    entropies: bool,
 ) -> list[tuple[Completion, ...]]:
     device, family, model = policy.device, policy.family, policy.model
     # rows of one distinct prompt must stand together; identical objects share their prefix
@@ -96,14 +99,15 @@ def _generate(
     ends = torch.tensor(policy.eos_ids, device=device)
     head, embed, axes = family.lm_head(model), model.get_input_embeddings(), len(prompts[0].positions)
 
-    said: list[tuple[Tensor, Tensor, Tensor]] = []
+    said: list[tuple[Tensor, ...]] = []
     live = torch.arange(len(rows), device=device)
     hidden = prefix.last_hidden.index_select(0, torch.tensor(row_prompt, device=device))
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
         logits = sampling_logits(head(hidden), sampling, bans)
         tokens, log_probs = choose(logits, sampling, keys, step)
-        said.append((live, tokens, log_probs))
+        more = (_entropy(logits),) if entropies else ()
+        said.append((live, tokens, log_probs, *more))
         finished |= torch.isin(tokens, ends)
         n_finished = int(finished.sum())
         if n_finished == len(live) or step + 1 == sampling.max_new_tokens:
@@ -159,15 +163,19 @@ def _completions(
     policy: Policy,
     prompts: Sequence[Prompt],
     rows: Sequence[tuple[int, int]],
-    said: Sequence[tuple[Tensor, Tensor, Tensor]],
+    said: Sequence[tuple[Tensor, ...]],
 ) -> list[tuple[Completion, ...]]:
-    """Cut each row after its first end token. `said`: per step the live rows, their tokens and log-probs."""
+    """Cut each row after its first end token. `said`: per step the live rows, their tokens, log-probs, and entropies
+    where they were wanted."""
     tokens = np.full((len(rows), len(said)), -1, dtype=np.int64)
     log_probs = np.zeros((len(rows), len(said)), dtype=np.float32)
-    for step, (live, step_tokens, step_log_probs) in enumerate(said):
+    entropies = np.zeros_like(log_probs) if len(said[0]) > 3 else None
+    for step, (live, step_tokens, step_log_probs, *more) in enumerate(said):
         index = live.cpu().numpy()
         tokens[index, step] = step_tokens.cpu().numpy()
         log_probs[index, step] = step_log_probs.float().cpu().numpy()
+        if entropies is not None:
+            entropies[index, step] = more[0].float().cpu().numpy()
     if not np.isfinite(log_probs).all():
         raise RunFailed(
             f"The model's logits are not finite after {policy.version} updates: its weights have diverged. Lower "
@@ -185,6 +193,7 @@ def _completions(
                 text=policy.decode(tokens[row, :length]),
                 stop="eos" if stopped else "length",
                 policy_version=policy.version,
+                entropies=None if entropies is None else entropies[row, :length].copy(),
             )
         )
     return [tuple(group) for group in by_prompt]
@@ -208,6 +217,12 @@ def choose(logits: Tensor, sampling: Sampling, keys: np.ndarray, token: int) -> 
         tokens = torch.searchsorted(cumulated, u * cumulated[:, -1:], right=True)
         tokens = tokens.clamp_(max=logits.shape[-1] - 1)  # only NaN logits need it; `_completions` says so
     return tokens[:, 0], (logits.gather(-1, tokens) - lse)[:, 0]
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """[B], of softmax(logits [B, V])."""
+    log_probs = logits.log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def row_keys(

@@ -135,7 +135,8 @@ def _generators(
 ) -> list[np.random.Generator]:
     chosen = [seen[ask.which] for ask in asks]
     return [
-        generator(moment.seed, moment.step, f"pgd {restart} {one.problem.id}", one.occurrence) for one in chosen
+        generator(moment.seed, moment.step, one.problem.id, one.occurrence, purpose=f"pgd {restart}")
+        for one in chosen
     ]
 
 
@@ -152,7 +153,8 @@ def project(pictures: Pictures, clean: Pictures, epsilon: int) -> Pictures:
     """float32: the nearest point of the ball that is a picture."""
     whole = [c.astype(np.float32) for c in clean]
     return tuple(
-        np.clip(np.clip(x, c - epsilon, c + epsilon), 0, 255).astype(np.float32) for x, c in zip(pictures, whole)
+        np.clip(np.clip(x, c - epsilon, c + epsilon), 0, 255).astype(np.float32)
+        for x, c in zip(pictures, whole)
     )
 
 

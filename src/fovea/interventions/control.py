@@ -16,8 +16,8 @@ class EpsilonControl:
     """Holds ε, a whole number of 1/255 steps from `least` to `most`. Deterministic; its state is in checkpoints.
 
     After `window` steps with a second phase: one step down if the second half earned less than `low` of what the first
-    half earned, or the entropy of the selected tokens grew by more than `max_gain` nats in the mean; one up if it earned
-    at least `high` of it. A window whose first half earned nothing says nothing.
+    half earned, or the entropy of the selected tokens grew by more than `max_gain` nats in the mean; one up if it
+    earned at least `high` of it. A window whose first half earned nothing says nothing.
     """
 
     most: int
@@ -38,7 +38,11 @@ class EpsilonControl:
 
     def observe(self, clean: float, changed: float, gain: float | None) -> None:
         """A step's mean rewards of the two halves, and the entropy gain in nats where it was measured."""
-        self._clean, self._changed, self._steps = self._clean + clean, self._changed + changed, self._steps + 1
+        self._clean, self._changed, self._steps = (
+            self._clean + clean,
+            self._changed + changed,
+            self._steps + 1,
+        )
         if gain is not None:
             self._gains.append(gain)
         if self._steps < self.window:

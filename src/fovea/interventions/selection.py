@@ -80,6 +80,4 @@ def mean_weights(masks: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
 
     The unselected form of the objective is quoted by a review of SaEI (docs/saei.md); the mask in it is ours.
     """
-    return tuple(
-        (mask / (len(masks) * max(1.0, float(mask.sum())))).astype(np.float32) for mask in masks
-    )
+    return tuple((mask / (len(masks) * max(1.0, float(mask.sum())))).astype(np.float32) for mask in masks)

@@ -1,9 +1,9 @@
 """The slot between two sampling phases: what an intervention sees, what it may ask, what it hands back.
 
 A group of completions is split. The first phase is sampled as always. Then an `Intervention` is shown the pictures at
-model-input resolution (canvases), the completions and their token entropies, may ask for gradients of the entropy to the
-pixels, and hands back other pictures (or a sentence to add), under which the second phase is sampled. Who calls it knows
-nothing else about it (`fovea.phases`). No torch here: pictures and gradients are NumPy arrays.
+model-input resolution (canvases), the completions and their token entropies, may ask for gradients of the entropy to
+the pixels, and hands back other pictures (or a sentence to add), under which the second phase is sampled. Who calls it
+knows nothing else about it (`fovea.phases`). No torch here: pictures and gradients are NumPy arrays.
 """
 
 from __future__ import annotations

@@ -162,6 +162,7 @@ def backward(
     check_rows(policy, prompts, rows, sampling)
     tokens_per_pass = max(2, tokens_per_pass)
     total = 0.0
+    trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     with torch.enable_grad(), recomputing(policy.model, policy.recompute):
         for batch in batches(prompts, rows, tokens_per_pass, policy.family.recurrent):
             captured = encoded(policy, batch.prompts)
@@ -169,8 +170,14 @@ def backward(
             total += through_completions(policy, batch, leaves, sampling, loss, tokens_per_pass)
             pairs = gradient_pairs(captured, leaves)
             if pairs:
-                torch.autograd.backward([c for c, _ in pairs], [g for _, g in pairs])
+                # pixels that an intervention asked about take a gradient, too, which nobody wants here
+                inputs = trained if any(_pixels_learn(prompt) for prompt in batch.prompts) else None
+                torch.autograd.backward([c for c, _ in pairs], [g for _, g in pairs], inputs=inputs)
     return total
+
+
+def _pixels_learn(prompt: Prompt) -> bool:
+    return any(media.requires_grad for media in prompt.media.values())
 
 
 def through_completions(

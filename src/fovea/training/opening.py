@@ -22,6 +22,7 @@ from fovea.rewards.scorer import Scorer, ScorerSettings, make_scorer
 from fovea.runlog import REWARD_JOURNAL, RunLog, check_run_folder, run_folder
 from fovea.tasks.curriculum import Curriculum
 from fovea.training.bad_samples import BadSamples, largest_prompts
+from fovea.training.exploring import check_intervention, open_explorer
 from fovea.training.optim import make_optimizer
 from fovea.training.preflight import check_memory
 from fovea.training.problems import (
@@ -60,6 +61,7 @@ def open_session(
     check_audits(run.audits, tuple(functions or ()))
     loss_terms(run.algorithm)
     _refuse_idle(run, algorithm.beta)
+    check_intervention(run)
     task, validation, held_out = tasks or open_tasks(run)
     downstream = open_downstream(run)
     own: Mapping[str, float] = getattr(task, "rewards", None) or default_rewards(task.kind)
@@ -90,6 +92,8 @@ def open_session(
         parts: dict[str, Stateful] = {"watch": watch} | ({} if replay is None else {"replay": replay})
         curriculum: Curriculum | None = getattr(task, "curriculum", None)
         parts |= {} if curriculum is None else {"curriculum": curriculum}
+        explorer = open_explorer(run, policy, instruction)
+        parts |= {} if explorer is None else {"explorer": explorer}
         session = Session(
             run=run,
             policy=policy,
@@ -111,6 +115,7 @@ def open_session(
             watch=watch,
             observers=(log, *observers),
             reference=reference,
+            explorer=explorer,
             parts=parts,
         )
         session.begin(saved, resume)

@@ -24,6 +24,7 @@ from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.evaluation import evaluate
 from fovea.models import Policy, Prompt
 from fovea.models.reference import Reference
+from fovea.phases import Explorer
 from fovea.rewards import REWARDS, correct
 from fovea.rewards.scorer import Scorer
 from fovea.rollouts import BadSample, gather, without_bad
@@ -89,6 +90,8 @@ class Session:
     """Held-out problems of tasks that are not trained on, measured before and after (`evaluation.also`)."""
     reference: Reference | None = None
     """What a KL term compares the policy with; None where there is none."""
+    explorer: Explorer | None = None
+    """Samples groups in two phases; None where the recipe names no intervention."""
     parts: dict[str, Stateful] = field(default_factory=dict)
     """Whatever remembers something from step to step, by name (`watch` and `replay`, so far)."""
     cursor: int = 0

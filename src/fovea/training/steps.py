@@ -19,7 +19,18 @@ from fovea.models import Prompt, score
 from fovea.models.kept import keeping
 from fovea.models.shared_prefix import Row
 from fovea.rollout_health import health
-from fovea.rollouts import collect, fill, has_signal, learned_rewards, rollout_metrics, shown, to_samples
+from fovea.rollouts import (
+    Line,
+    collect,
+    fill,
+    has_signal,
+    learned_rewards,
+    lines_of,
+    rollout_metrics,
+    shown,
+    to_samples,
+)
+from fovea.training.exploring import log_changed, records_with
 from fovea.training.setup import Session
 from fovea.training.update import one_step, sft_update, update
 from fovea.types import Group, Sample, UserError
@@ -66,7 +77,7 @@ def _rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str
     timing = {"rollout_seconds": drawn - began, "update_seconds": time.perf_counter() - drawn}
     examples: list[dict[str, Any]] = []
     if due(run.show_every, step) or step == 0:
-        examples = _examples(session, rollout.kept, samples)
+        examples = _examples(session, rollout.kept, samples, step)
     metrics = (
         health(rollout.drawn) | rollout_metrics(rollout.drawn) | _penalty(session, algorithm, rollout.kept)
     )
@@ -104,6 +115,8 @@ def roll_out(session: Session, algorithm: Algorithm, step: int) -> Rollout:
     if algorithm.resample_limit:
         counts |= {"groups_drawn": len(drawn), "groups_kept": len(kept), "resample_rounds": rounds - 1}
     counts |= session.scorer.take_metrics() | session.observe(drawn)
+    if session.explorer is not None:
+        counts |= session.explorer.take_metrics(drawn)
     session.look_ahead()
     return Rollout(
         drawn=tuple(drawn),
@@ -122,6 +135,7 @@ def _collect(session: Session, prompts: Sequence[Prompt], step: int, draw: int) 
         group=session.run.group,
         seed=(session.run.seed, step),
         draw=draw,
+        explorer=session.explorer,
     )
 
 
@@ -132,17 +146,16 @@ def _samples(
     them; and how far the trainer's are from the engine's. Where the update's own forward says both (`one_step`) the
     samples have the engine's."""
     run, groups = session.run, rollout.kept
-    prompts: list[Prompt] = [group.prompt for group in groups]
-    replies = [completion for group in groups for completion in group.completions]
-    owners = [g for g, group in enumerate(groups) for _ in group.completions]
-    rows: list[Row] = [(g, reply.token_ids) for g, reply in zip(owners, replies, strict=True)]
+    lines = lines_of(groups, run.intervention.ratio)
+    prompts: list[Prompt] = list({id(line.trained): line.trained for line in lines}.values())
+    place = {id(prompt): i for i, prompt in enumerate(prompts)}
+    rows: list[Row] = [(place[id(line.trained)], line.row) for line in lines]
     recomputed = reference = None
     gaps: dict[str, float] = {}
     if algorithm.old_log_probs == "recomputed" and not one_step(run, algorithm):
         ours = score(session.policy, prompts, rows, session.sampling, tokens_per_pass=run.tokens_per_pass)[0]
         recomputed = _by_row(ours.float().cpu().numpy(), rows)
-        gap = np.abs(np.concatenate(recomputed) - np.concatenate([reply.log_probs for reply in replies]))
-        gaps = {"engine_gap_mean": float(gap.mean()), "engine_gap_max": float(gap.max())}
+        gaps = _gaps(lines, recomputed)
     if algorithm.beta > 0:
         assert session.reference is not None, "beta > 0 opens a reference"
         theirs = session.reference.log_probs(prompts, rows, session.sampling, run.tokens_per_pass)
@@ -154,8 +167,25 @@ def _samples(
         reference=reference,
         recomputed=recomputed,
         positions=rollout.positions,
+        ratio=run.intervention.ratio,
+        baseline=run.intervention.baseline,
     )
     return samples, gaps
+
+
+def _gaps(lines: Sequence[Line], recomputed: Sequence[np.ndarray]) -> dict[str, float]:
+    """How far the trainer's log-probs are from the engine's under the same prompt; and the KL between the changed and
+    the clean policy where a completion is trained under another prompt (`explore/kl`, as `update` measures it)."""
+    found: dict[str, float] = {}
+    same = [ours - line.completion.log_probs for line, ours in zip(lines, recomputed) if not line.moved]
+    moved = [ours - line.completion.log_probs for line, ours in zip(lines, recomputed) if line.moved]
+    if same:
+        gap = np.abs(np.concatenate(same))
+        found |= {"engine_gap_mean": float(gap.mean()), "engine_gap_max": float(gap.max())}
+    if moved:
+        difference = np.concatenate(moved).astype(np.float64)
+        found["explore/kl"] = float((np.expm1(difference) - difference).mean())
+    return found
 
 
 def _by_row(flat: np.ndarray, rows: Sequence[Row]) -> list[np.ndarray]:
@@ -206,12 +236,18 @@ def _penalty(session: Session, algorithm: Algorithm, groups: Sequence[Group]) ->
     return {"overlong_penalty": float(np.nanmean(np.concatenate(changes)))}
 
 
-def _examples(session: Session, groups: Sequence[Group], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Records of the first `show_groups` groups. A completion's advantage is the mean over its tokens."""
+def _examples(
+    session: Session, groups: Sequence[Group], samples: Sequence[Sample], step: int
+) -> list[dict[str, Any]]:
+    """Records of the first `show_groups` groups. A completion's advantage is the mean over its tokens (the first time
+    that it is learned from, where it is trained under several prompts)."""
     records: list[dict[str, Any]] = []
     for g, group in enumerate(groups[: session.run.show_groups]):
-        advantages = np.array([sample.advantage.mean() for sample in samples if sample.group == g])
-        records += shown(group, advantages, session.log.pictures(group.problem))
+        means = [sample.advantage.mean() for sample in samples if sample.group == g]
+        times = max(1, len(means) // len(group.completions))
+        changed = log_changed(session.log, session.policy, group, step)
+        found = shown(group, np.array(means[::times]), session.log.pictures(group.problem))
+        records += records_with(found, changed)
     return records
 
 

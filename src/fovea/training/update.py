@@ -59,6 +59,8 @@ class _Batch:
     correction: Tensor
     """[N], what else multiplies the policy gradient: importance weights, a term's picks."""
     reference: Tensor | None
+    moved: Tensor
+    """[N], 1 where a token was sampled under another prompt than it is trained under."""
     mask: Tensor
     total: float
     """Counted tokens of the mini-batch, over all workers."""
@@ -78,6 +80,9 @@ class _Report:
     gap: float | None = None
     """Sum of the differences between the engine's log-probs and the update's own, where the update measures it."""
     largest_gap: float = 0.0
+    shift: float = 0.0
+    """Sum over the moved tokens of the KL between the prompt they were sampled under and the trained one."""
+    moved: float = 0.0
 
     def metrics(self, rate: float) -> dict[str, float | None]:
         """Means over the optimizer steps that were done. `loss` and `grad_norm` are null when none was.
@@ -119,7 +124,9 @@ def update(
 
     `first`: this is one optimizer step on what the policy as it is has sampled, so that the recomputed old log-probs
     are those of the step's own forward, to the bit, and `Sample.old_log_probs` (the engine's) only serve for
-    `engine_gap_mean` and `engine_gap_max` over the counted tokens of the rows that are computed. See `one_step`.
+    `engine_gap_mean` and `engine_gap_max` over the counted tokens of the rows that are computed, and for `explore/kl`
+    where a row was sampled under another prompt (KL of the changed policy to the clean one, nats a token, those rows
+    alone). See `one_step`.
     """
     terms = loss_terms(run.algorithm) if terms is None else terms
     section, longest = run.algorithm, run.sampling.max_new_tokens
@@ -142,8 +149,10 @@ def update(
         metrics |= report.sums.means()
         if algorithm.beta > 0 and algorithm.kl_in == "loss":
             metrics["kl"] = report.kl / max(float(report.sums.tokens), 1.0)
+        if report.moved:
+            metrics["explore/kl"] = report.shift / report.moved
         if report.gap is not None:
-            metrics["engine_gap_mean"] = report.gap / max(float(report.sums.tokens), 1.0)
+            metrics["engine_gap_mean"] = report.gap / max(float(report.sums.tokens) - report.moved, 1.0)
             metrics["engine_gap_max"] = report.largest_gap
     return metrics | _sample_metrics(samples, algorithm)
 
@@ -208,6 +217,8 @@ class _Passes:
         self.kl = zero
         self.gap = zero
         self.largest_gap = zero
+        self.shift = zero
+        self.moved = zero
 
     def tell(self, report: _Report) -> None:
         """Add what the passes saw."""
@@ -216,6 +227,8 @@ class _Passes:
         if self._first:
             report.gap = float(self.gap) + (report.gap or 0.0)
             report.largest_gap = max(report.largest_gap, float(self.largest_gap))
+            report.shift += float(self.shift)
+            report.moved += float(self.moved)
 
     def prepare(self, samples: Sequence[Sample], reduce: Reduce) -> int:
         """Everything that must be known before the first pass. Returns how many rows need none."""
@@ -276,6 +289,7 @@ class _Passes:
             weights=batch.weights[tokens],
             correction=batch.correction[tokens],
             reference=None if batch.reference is None else batch.reference[tokens],
+            moved=batch.moved[tokens],
             mask=batch.mask[tokens],
         )
 
@@ -303,9 +317,7 @@ class _Passes:
         batch, algorithm = self._batch, self._algorithm
         old, mask, advantages = self._old(batch, index, log_probs), batch.mask[index], batch.advantages[index]
         if self._first:
-            gap = (old - batch.old[index]).abs() * mask
-            self.gap = self.gap + gap.sum()
-            self.largest_gap = torch.maximum(self.largest_gap, gap.max())
+            self._compare(old - batch.old[index], mask * batch.moved[index], mask)
         sequence = None
         if self._sequence is not None:
             inside = sequence_log_ratios(log_probs, old, mask, batch.row_of[index], algorithm)
@@ -330,6 +342,15 @@ class _Passes:
                 kl = kl * token_ratio(log_probs, old)
             total = total + algorithm.beta * (weights * kl).sum()
         return total + self._extra(TRAINED, index, log_probs, entropy)
+
+    def _compare(self, difference: Tensor, moved: Tensor, mask: Tensor) -> None:
+        """Of the trained prompts' log-probs and the engine's: rounding, or what the changed picture did."""
+        gap = difference.abs() * (mask - moved)
+        self.gap = self.gap + gap.sum()
+        self.largest_gap = torch.maximum(self.largest_gap, gap.max())
+        # E over completions of the changed policy of r - 1 - log r, r = clean / changed: KL(changed ‖ clean)
+        self.shift = self.shift + ((torch.expm1(difference) - difference) * moved).sum()
+        self.moved = self.moved + moved.sum()
 
     def _variant_loss(self, name: str) -> Loss:
         def loss(index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
@@ -389,6 +410,9 @@ def _batch(policy: Policy, samples: Sequence[Sample], reduce: Reduce) -> _Batch:
             policy, [one if s.correction is None else s.correction for s, one in zip(samples, ones)]
         ),
         reference=_flat(policy, references) if referenced else None,
+        moved=_flat(
+            policy, [one * float(s.sampled_prompt is not s.trained_prompt) for s, one in zip(samples, ones)]
+        ),
         mask=_flat(policy, masks),
         total=float(reduce(np.array([sum(float(mask.sum()) for mask in masks)]))[0]),
     )
