@@ -59,7 +59,7 @@ def _canvas(policy: Policy, image: Image.Image, count: int, problem: Problem) ->
             f"Problem {problem.id}: the processor of {policy.family.name} resizes a picture of {image.size} anew each "
             "time, so that no picture at its resolution can be changed; use another size, or no intervention."
         )
-    pixels = torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     resized = TorchvisionBackend.resize(
         processor, pixels, SizeDict(height=size[1], width=size[0]), resample=processor.resample
     )
