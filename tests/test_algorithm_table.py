@@ -259,6 +259,12 @@ def test_top_entropy() -> None:
     assert TopEntropy(share=0.5).pick(view_of()).tolist() == [0, 1, 0, 1]
     assert TopEntropy(share=0.5).pick(view_of(mask=torch.tensor([1.0, 0, 1, 1]))).tolist() == [0, 0, 1, 1]
     assert TopEntropy(share=0.2).pick(view_of(mask=torch.zeros(4))).tolist() == [0, 0, 0, 0]
+    # Over those that stay: four counted tokens for two, so that a mean over four is the mean over the two; 3 for 2.
+    assert TopEntropy(share=0.5, selected=True).pick(view_of()).tolist() == [0, 2, 0, 2]
+    some = view_of(mask=torch.tensor([1.0, 0, 1, 1]))
+    assert TopEntropy(share=0.5, selected=True).pick(some).tolist() == [0, 0, 1.5, 1.5]
+    section = load_run("quickstart", ["algorithm={top_entropy: 0.2, top_entropy_over: selected}"]).algorithm
+    assert loss_terms(section) == (TopEntropy(share=0.2, selected=True),)
 
 
 def test_covariances() -> None:

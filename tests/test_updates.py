@@ -253,6 +253,7 @@ class Drift:
 
     name: str = "drift"
     variants: tuple[str, ...] = ("blank",)
+    scored: tuple[str, ...] = ()
     picks: bool = False
     weighs: bool = False
 
