@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import loud_policy
 from torch import Tensor
 
@@ -41,7 +40,8 @@ class Trained:
     """What two steps came to."""
 
     metrics: tuple[dict[str, Any], ...]
-    weights: dict[str, Tensor]
+    moved: dict[str, Tensor]
+    """How far each weight went."""
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +81,20 @@ def two_steps(model: Path, folder: Path, task: str, section: str) -> Trained:
             return [replace(scores, rewards=value) for scores, value in zip(real(jobs, step=step), worth)]
 
         session.scorer.weigh_all = weigh_all  # type: ignore[method-assign]
+        before = {name: p.detach().clone() for name, p in session.policy.model.named_parameters()}
         metrics = tuple(rl_step(session, step)[0] for step in range(2))
-        weights = {name: p.detach().clone() for name, p in session.policy.model.named_parameters()}
-    return Trained(metrics=metrics, weights=weights)
+        moved = {name: p.detach() - before[name] for name, p in session.policy.model.named_parameters()}
+    return Trained(metrics=metrics, moved=moved)
 
 
-def equal(one: Trained, two: Trained) -> bool:
-    return all(torch.equal(value, two.weights[name]) for name, value in one.weights.items())
+def apart(one: Trained, two: Trained) -> float:
+    """How differently two runs moved, as a share of how far the first one did: more than rounding has to say."""
+    squares = [
+        (float((value - two.moved[name]).square().sum()), float(value.square().sum()))
+        for name, value in one.moved.items()
+    ]
+    differing, whole = np.sqrt(np.sum(squares, axis=0))
+    return float(differing / whole)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
@@ -105,7 +112,7 @@ def test_every_neighbour_with_every_task_and_algorithm(
         assert math.isfinite(metrics["loss"])
         assert metrics["grad_norm"] > 0
         assert ("masked_kl" in metrics) == neighbour.startswith("papo")
-    assert not equal(found, plain), f"{neighbour} changed nothing"
+    assert apart(plain, found) > 0.01, f"{neighbour} changed nothing"
     if neighbour == "replay":
         assert [metrics["replayed"] for metrics in found.metrics] == [0, 4]
     if neighbour.startswith("papo"):
@@ -122,6 +129,4 @@ def test_papo_leaves_prompts_without_pictures_alone(
     plain = trained(TASKS[2], "grpo", "")
     found = trained(TASKS[2], "grpo", f"papo: 0.5, papo_entropy: 0.5, papo_masked_entropy: 0.5, {both}")
     assert "masked_kl" not in found.metrics[0]
-    for one, other in zip(plain.metrics, found.metrics, strict=True):
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert apart(plain, found) < 1e-4  # rounding: rows without an advantage are computed too
