@@ -276,6 +276,9 @@ def test_covariances() -> None:
     assert picked.tolist() == [0, 0, 0, 1]
     assert float(kl_cov.loss("trained", view_of(picked=picked))) == pytest.approx(0.5 * (2 - 5e-4) / 4)
     assert ClipCov(share=0.25, low=0.5, high=1.0).pick(view_of()).tolist() == [0, 1, 1, 1]
+    # Where the ratio clip has decided for the first nothing is left to draw.
+    decided = view_of(clipped=torch.tensor([True, False, False, False]))
+    assert ClipCov(share=0.25, low=0.5, high=1.0).pick(decided).tolist() == [1, 1, 1, 1]
     wide = ClipCov(share=0.5, low=-2.0, high=2.0)
     assert torch.equal(wide.pick(view_of()), wide.pick(view_of()))
     assert float(wide.pick(view_of()).sum()) == 2

@@ -102,7 +102,8 @@ def covariance_terms(view: TokenView) -> Tensor:
 class ClipCov:
     """0 on `share` of the counted tokens, drawn among those of covariance `low` to `high`; 1 elsewhere.
 
-    arXiv:2505.22617, equation 9, with its code's bounds 1 and 5. Where fewer are in the range all of them are taken.
+    arXiv:2505.22617, equation 9, with its code's bounds 1 and 5; as there, a token at which the ratio clip has decided
+    is not drawn. Where fewer are in the range all of them are taken.
     Example: ClipCov(share=2e-4)
     """
 
@@ -118,7 +119,10 @@ class ClipCov:
     def pick(self, view: TokenView) -> Tensor:
         """[N], 0 or 1; drawn from `view.seed` alone."""
         covariance = covariance_terms(view)
-        inside = ((covariance > self.low) & (covariance < self.high) & (view.mask > 0)).nonzero()[:, 0]
+        eligible = (covariance > self.low) & (covariance < self.high) & (view.mask > 0)
+        if view.clipped is not None:
+            eligible &= ~view.clipped
+        inside = eligible.nonzero()[:, 0]
         wanted = max(1, int(self.share * float(view.mask.sum())))
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence(view.seed).generate_state(1)[0]))
         chosen = inside[torch.randperm(len(inside), generator=generator)[:wanted].to(inside.device)]

@@ -35,5 +35,7 @@ class TokenView:
     differs: Mapping[str, Tensor] = field(default_factory=dict)
     """[N] for each of `others`: 1 where its prompt is another than the trained one, 0 where it is the same (a prompt
     without pictures has no masked one)."""
+    clipped: Tensor | None = None
+    """bool [N], in `pick`: where the ratio clip has decided, so that the token has no gradient; None: nowhere."""
     picked: Tensor | None = None
     """[N], in `loss`: what the term's own `pick` returned for these tokens; None for a term that picks nothing."""

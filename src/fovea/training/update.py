@@ -22,6 +22,7 @@ from fovea.algorithms import (
     Reduce,
     TokenView,
     alone,
+    clip_decides,
     kl_estimates,
     loss_terms,
     perception_kl,
@@ -246,6 +247,7 @@ class _Passes:
         if pickers:
             log_probs, entropy = self._score(batch.prompts, batch.rows)
             view = self._view(batch, slice(None), log_probs, entropy, None)
+            view = replace(view, clipped=self._clipped(batch, log_probs))
             self._picked = {term.name: term.pick(view) for term in pickers}
             for term in pickers:
                 if term.weighs:
@@ -259,6 +261,14 @@ class _Passes:
         self._batch = self._only(batch, kept)
         self._score_ahead()
         return len(batch.rows) - len(kept)
+
+    def _clipped(self, batch: _Batch, log_probs: Tensor) -> Tensor:
+        """bool [N], of the whole mini-batch: where the ratio clip decides."""
+        old, algorithm = self._old(batch, slice(None), log_probs), self._algorithm
+        sequence = None
+        if algorithm.ratio != "token":
+            sequence = sequence_log_ratios(log_probs, old, batch.mask, batch.row_of, algorithm)
+        return clip_decides(log_probs, old, batch.advantages, algorithm, sequence=sequence)
 
     def forwards(self) -> list[tuple[list[Prompt], list[Row], Loss]]:
         """(prompts, rows, loss) of each backward: the trained prompts, then the variants that a term asks for."""
