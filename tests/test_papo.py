@@ -336,3 +336,23 @@ def test_a_run_with_papo_is_repeatable(tmp_path: Path, section: str) -> None:
     assert all(math.isfinite(step["loss"]) and 0 < step["masked_kl"] <= 10 for step in found["a"])
     assert "masked_kl" not in found["plain"][0]
     assert found["a"][0]["grad_norm"] != found["plain"][0]["grad_norm"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm", "llava_onevision", "internvl", "gemma3"])
+def test_other_families_see_masked_pictures(family: str) -> None:
+    """Tiles, thumbnails, padding: the prompt's other tensors stay, and its completions can be scored."""
+    other = loud_policy(family)
+    prompt = other.prompt(different_problems()[0])
+    masked = Masked(policy=other, share=0.6, seed=0, step=0)(prompt)
+    changed = {name for name in prompt.media if not torch.equal(masked.media[name], prompt.media[name])}
+    if family == "llava_onevision":  # its tokens follow from the picture's size before the resize
+        assert changed == {"pixel_values", "image_sizes"}
+    else:
+        assert changed == {"pixel_values"}
+        assert torch.equal(masked.token_ids, prompt.token_ids)
+    assert masked.problem is prompt.problem
+    clean, blind = (
+        score(other, [one], [(0, np.array([40, 41, 42]))], Sampling())[0] for one in (prompt, masked)
+    )
+    assert float((clean - blind).abs().max()) > 1e-3
+    assert torch.isfinite(blind).all()
