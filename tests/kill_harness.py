@@ -267,6 +267,12 @@ def lora(folder: Path) -> Run:
     return everything(folder, "finetune={mode: lora, rank: 4, targets: [text, vision]}", *changed)
 
 
+def perception(folder: Path) -> Run:
+    """As `everything`, with PAPO: its masks are of the step, so that a resumed run must make the same."""
+    papo = ["algorithm.papo=0.02", "algorithm.papo_entropy=0.05", "algorithm.papo_both=true"]
+    return everything(folder, *papo)
+
+
 def curriculum(folder: Path, *overrides: str) -> Run:
     """fovea-tiny on a mixture of self-supervised and drawn problems whose difficulty is controlled, with a replay
     buffer that makes earlier problems again."""
@@ -285,6 +291,7 @@ RUNS: dict[str, Callable[[Path], Run]] = {
     "tiny-rl": tiny_rl,
     "everything": everything,
     "lora": lora,
+    "perception": perception,
     "curriculum": curriculum,
 }
 

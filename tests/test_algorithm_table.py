@@ -259,6 +259,12 @@ def test_top_entropy() -> None:
     assert TopEntropy(share=0.5).pick(view_of()).tolist() == [0, 1, 0, 1]
     assert TopEntropy(share=0.5).pick(view_of(mask=torch.tensor([1.0, 0, 1, 1]))).tolist() == [0, 0, 1, 1]
     assert TopEntropy(share=0.2).pick(view_of(mask=torch.zeros(4))).tolist() == [0, 0, 0, 0]
+    # Over those that stay: four counted tokens for two, so that a mean over four is the mean over the two; 3 for 2.
+    assert TopEntropy(share=0.5, selected=True).pick(view_of()).tolist() == [0, 2, 0, 2]
+    some = view_of(mask=torch.tensor([1.0, 0, 1, 1]))
+    assert TopEntropy(share=0.5, selected=True).pick(some).tolist() == [0, 0, 1.5, 1.5]
+    section = load_run("quickstart", ["algorithm={top_entropy: 0.2, top_entropy_over: selected}"]).algorithm
+    assert loss_terms(section) == (TopEntropy(share=0.2, selected=True),)
 
 
 def test_covariances() -> None:
@@ -270,6 +276,9 @@ def test_covariances() -> None:
     assert picked.tolist() == [0, 0, 0, 1]
     assert float(kl_cov.loss("trained", view_of(picked=picked))) == pytest.approx(0.5 * (2 - 5e-4) / 4)
     assert ClipCov(share=0.25, low=0.5, high=1.0).pick(view_of()).tolist() == [0, 1, 1, 1]
+    # Where the ratio clip has decided for the first nothing is left to draw.
+    decided = view_of(clipped=torch.tensor([True, False, False, False]))
+    assert ClipCov(share=0.25, low=0.5, high=1.0).pick(decided).tolist() == [1, 1, 1, 1]
     wide = ClipCov(share=0.5, low=-2.0, high=2.0)
     assert torch.equal(wide.pick(view_of()), wide.pick(view_of()))
     assert float(wide.pick(view_of()).sum()) == 2

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import loud_policy
-from kill_harness import curriculum, differences, everything, lora
+from kill_harness import curriculum, differences, everything, lora, perception
 from safetensors.torch import load_file, save_file
 
 from fovea import checkpoints
@@ -416,7 +416,7 @@ def test_a_signal_while_an_evaluation_is_written_loses_nothing(
     assert list(differences(whole, tmp_path / "r")) == []
 
 
-@pytest.mark.parametrize("kind", [everything, lora, curriculum])
+@pytest.mark.parametrize("kind", [everything, lora, perception, curriculum])
 def test_all_that_remembers_goes_on(kind: Callable[[Path], Run], tmp_path: Path) -> None:
     """Replay, a moving reference, an audit, mini-batches, an adapter with masters: without a kill, so in seconds."""
     run = kind(tmp_path).model_copy(update={"steps": 4})

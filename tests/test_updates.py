@@ -3,7 +3,7 @@ passes. Gradients are the measure: a loss of one update without a KL is zero by 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,11 +248,49 @@ def test_terms_add_their_gradient(policy: Policy, groups: list[Group]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Looking:
+    """A term that only keeps what it is shown before the first pass."""
+
+    seen: list[TokenView] = field(default_factory=list)
+    name: str = "looking"
+    variants: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
+    picks: bool = True
+    weighs: bool = False
+
+    def pick(self, view: TokenView) -> Tensor:
+        self.seen.append(view)
+        return view.mask
+
+    def loss(self, variant: str, view: TokenView) -> None:
+        return None
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_a_picking_term_knows_where_the_ratio_clip_decides(
+    policy: Policy, groups: list[Group], name: str
+) -> None:
+    """As many tokens as `clip_fraction` counts of the three groups that have an advantage; none in a first update."""
+    algorithm = replace(ALGORITHMS[name], clip_low=0.1, clip_high=0.1)
+    term, samples = Looking(), to_samples(groups, algorithm, 16)
+    _, report = gradient_of(policy, samples, algorithm, terms=[term])
+    clipped, advantages = term.seen[0].clipped, term.seen[0].advantages
+    assert clipped is not None
+    assert 0 < int(clipped.sum()) < len(clipped)
+    learning = advantages != 0
+    assert int(clipped[learning].sum()) / int(learning.sum()) == pytest.approx(report["clip_fraction"])
+    assert not clipped[~learning].any()
+    gradient_of(policy, samples, replace(algorithm, old_log_probs="recomputed"), terms=[term], first=True)
+    assert not term.seen[1].clipped.any()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
     """A term on another forward variant: pulls log-probs under a blank picture towards those under the real one."""
 
     name: str = "drift"
     variants: tuple[str, ...] = ("blank",)
+    scored: tuple[str, ...] = ()
     picks: bool = False
     weighs: bool = False
 

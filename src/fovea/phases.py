@@ -237,6 +237,7 @@ class Explorer:
         found["explore/skipped"] = sum(skipped.values()) / problems
         found |= {f"explore/skipped_{why}": n / problems for why, n in skipped.items()}
         found |= {f"explore/entropy_{name}": float(np.mean(values)) for name, values in self._sums.items()}
+        found["explore/policy_entropy"] = _entropy(groups)
         clean, changed = _halves(groups, self.intervention.name)
         if changed:
             found |= {
@@ -258,6 +259,12 @@ class Explorer:
     def restore(self, state: Mapping[str, Any]) -> None:
         if self.control is not None:
             self.control.restore(state)
+
+
+def _entropy(groups: Sequence[Group]) -> float | None:
+    """The policy's under the pictures as they are, as `entropy` is estimated: the mean of -log p of what it sampled."""
+    parts = [c.log_probs for group in groups for c in group.completions if c.variant == CLEAN]
+    return float(-np.concatenate(parts).mean(dtype=np.float64)) if parts else None
 
 
 def _halves(groups: Sequence[Group], name: str) -> tuple[list[float], list[float]]:

@@ -223,6 +223,12 @@ class LossTerm(Protocol):
         ...
 
     @property
+    def scored(self) -> tuple[str, ...]:
+        """Forward variants whose log-probs `loss` needs besides, without gradient: scored once, before the rollout's
+        first update."""
+        ...
+
+    @property
     def picks(self) -> bool:
         """Whether `pick` must see the whole mini-batch before its first pass (one more forward, no gradient)."""
         ...

@@ -3,7 +3,7 @@
     ALGORITHMS["dapo"]          one row of the table (`table`)
     step_advantages(...)        rewards to advantages (`advantages`)
     token_weights, token_loss   the loss as a plain sum over tokens (`loss`)
-    loss_terms(section)         entropy bonus, top-entropy tokens, Clip-Cov, KL-Cov (`terms`)
+    loss_terms(section)         entropy bonus, top-entropy tokens, Clip-Cov, KL-Cov (`terms`), PAPO (`papo`)
     SelectiveReplay(...)        samples kept for later steps (`replay`)
 
 Not here: sampling, forward passes, the optimizer (`fovea.training`).
@@ -21,6 +21,7 @@ from fovea.algorithms.loss import (
     LOG_RATIO_LIMIT,
     RatioSums,
     Totals,
+    clip_decides,
     importance_correction,
     kl_estimates,
     ratio_sums,
@@ -30,26 +31,30 @@ from fovea.algorithms.loss import (
     token_weights,
     totals,
 )
+from fovea.algorithms.papo import MASKED, TRAINED, Papo, perception_kl
 from fovea.algorithms.replay import SelectiveReplay, Stored, make_replay
 from fovea.algorithms.table import ALGORITHMS, Algorithm, Denominator, algorithm_of, find_algorithm
 from fovea.algorithms.terms import (
     ClipCov,
     EntropyBonus,
     KlCov,
-    TokenView,
     TopEntropy,
     loss_terms,
 )
+from fovea.algorithms.token_view import TokenView
 
 __all__ = [
     "ALGORITHMS",
     "LOG_RATIO_LIMIT",
+    "MASKED",
+    "TRAINED",
     "Algorithm",
     "ClipCov",
     "Denominator",
     "EntropyBonus",
     "KlCov",
     "Moments",
+    "Papo",
     "RatioSums",
     "Reduce",
     "SelectiveReplay",
@@ -59,6 +64,7 @@ __all__ = [
     "Totals",
     "algorithm_of",
     "alone",
+    "clip_decides",
     "find_algorithm",
     "group_advantages",
     "importance_correction",
@@ -66,6 +72,7 @@ __all__ = [
     "loss_terms",
     "make_replay",
     "overlong_penalty",
+    "perception_kl",
     "ratio_sums",
     "sequence_log_ratios",
     "step_advantages",

@@ -249,12 +249,25 @@ def ratio_sums(
     J. Schulman, "Approximating KL divergence" (blog, 2020).
     """
     log_ratio_N = _log_ratio(log_probs, old_log_probs)
-    ratio_N = (log_ratio_N if sequence is None else sequence.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)).exp()
-    above_N = (advantages > 0) & (ratio_N > 1 + algorithm.clip_high)
-    below_N = (advantages < 0) & (ratio_N < 1 - algorithm.clip_low)
+    clipped_N = clip_decides(log_probs, old_log_probs, advantages, algorithm, sequence=sequence)
     # expm1 keeps the small difference that `ratio - 1` loses near 1, where kl is of the order (log ρ)²/2.
     kl_N = torch.expm1(log_ratio_N) - log_ratio_N
-    return RatioSums(clipped=((above_N | below_N) * mask).sum(), kl=(kl_N * mask).sum(), tokens=mask.sum())
+    return RatioSums(clipped=(clipped_N * mask).sum(), kl=(kl_N * mask).sum(), tokens=mask.sum())
+
+
+def clip_decides(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    algorithm: Algorithm,
+    *,
+    sequence: Tensor | None = None,
+) -> Tensor:
+    """bool [N], all arguments [N]: A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 - ε_low; ρ of `sequence` if given."""
+    log_ratio_N = _log_ratio(log_probs, old_log_probs)
+    ratio_N = (log_ratio_N if sequence is None else sequence.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)).exp()
+    above_N = (advantages > 0) & (ratio_N > 1 + algorithm.clip_high)
+    return above_N | ((advantages < 0) & (ratio_N < 1 - algorithm.clip_low))
 
 
 def _log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 After VL-Rethinker (arXiv:2504.08837): as training goes on more and more groups have equal rewards, so the effective
 batch shrinks; SSR fills it up with earlier completions, drawn with probability |A|^α / Σ |A|^α.
 
+The released code keeps a queue of half its batch buffer and fills a batch of those with an advantage up from it; here
+every row without one gives its place to a kept completion, and the queue is as long as the recipe says.
+
 What is kept is self-contained and small: the problem's position in its task, token ids, log-probs of the policy that
 sampled, advantage. The prompt is made again when it is needed. Not here: that, and the update (`fovea.training`).
 """
@@ -19,7 +22,7 @@ from fovea.config import AlgorithmSection
 from fovea.types import Replay, Sample
 
 ALPHA = 1.0
-"""α where the recipe says nothing. The paper gives no value we found: our choice."""
+"""α where the recipe says nothing: that of the released code."""
 AGE = 8
 """Steps that a completion is kept where the recipe says nothing; our choice (the paper: a recent window)."""
 

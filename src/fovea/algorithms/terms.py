@@ -4,53 +4,28 @@
     TopEntropy      only the tokens of highest entropy        weights    arXiv:2506.01939
     ClipCov         some high-covariance tokens left out      weights    arXiv:2505.22617
     KlCov           a KL on the tokens of highest covariance  an extra loss    arXiv:2505.22617
+    Papo            away from a masked picture (`papo`)       an extra loss    arXiv:2507.06448
 
 A term that must see the whole mini-batch before its first pass (a quantile, a covariance) says `picks = True`; the
 update then scores the rows once more, without gradient. Every term's denominator is the mini-batch's counted tokens,
-over all workers. Not here: the forward passes (`fovea.training.update`).
+over all workers. Not here: what a term sees (`token_view`), the forward passes (`fovea.training.update`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fovea.algorithms.papo import Papo
+from fovea.algorithms.token_view import TokenView
 from fovea.config import AlgorithmSection
 from fovea.types import LossTerm, UserError
 
 SMOOTH = 1e-3
 """Log-ratio below which KL-Cov's |log ratio| is a parabola: a thousand times float32's rounding of it. Our choice."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenView:
-    """Tokens of a mini-batch as a loss term sees them; N tokens of one pass, or all of them in `pick`.
-
-    Example: TokenView(log_probs=lp, entropy=h, old_log_probs=lp, advantages=a, mask=m, total=64.0, seed=(0, 3))
-    """
-
-    log_probs: Tensor
-    """[N], of the current policy; with gradient in `loss`, without in `pick`."""
-    entropy: Tensor
-    """[N], as `log_probs`."""
-    old_log_probs: Tensor
-    """[N], what the ratio compares with."""
-    advantages: Tensor
-    """[N]."""
-    mask: Tensor
-    """[N], 1 where a token counts."""
-    total: float
-    """Counted tokens of the mini-batch, over all workers: the denominator of a term's mean."""
-    seed: tuple[int, ...]
-    """(run's seed, step, optimizer step of the rollout), for terms that draw."""
-    others: Mapping[str, Tensor]
-    """[N] log-probs of the same tokens under the other forward variants, by name, without gradient."""
-    picked: Tensor | None = None
-    """[N], in `loss`: what the term's own `pick` returned for these tokens; None for a term that picks nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +35,7 @@ class EntropyBonus:
     coefficient: float
     name: str = "entropy_bonus"
     variants: tuple[str, ...] = ("trained",)
+    scored: tuple[str, ...] = ()
     picks: bool = False
     weighs: bool = False
 
@@ -78,17 +54,21 @@ class TopEntropy:
 
     The threshold is the (1 - share) quantile of the entropies of the whole mini-batch under the current policy, with
     linear interpolation; tokens at the threshold count. The loss keeps its denominator: tokens left out stay in it,
-    as in the paper's equation and TRL's `top_entropy_quantile`. Example: TopEntropy(share=0.2)
+    as in TRL's `top_entropy_quantile`. `selected` gives the others the weight (counted tokens) / (tokens that stay), so
+    that a mean over all tokens becomes the mean over those that stay, as in the released code.
+    Example: TopEntropy(share=0.2)
     """
 
     share: float
+    selected: bool = False
     name: str = "top_entropy"
     variants: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
     picks: bool = True
     weighs: bool = True
 
     def pick(self, view: TokenView) -> Tensor:
-        """[N], 0 or 1."""
+        """[N]: 0, or 1 (with `selected` the same larger number for all that stay)."""
         counted = view.entropy[view.mask > 0]
         if len(counted) == 0:
             return torch.zeros_like(view.mask)
@@ -98,7 +78,8 @@ class TopEntropy:
         ordered = counted.sort().values
         above = min(below + 1, len(counted) - 1)
         threshold = ordered[below] + (place - below) * (ordered[above] - ordered[below])
-        return (view.entropy >= threshold).to(view.entropy.dtype) * (view.mask > 0)
+        stays = (view.entropy >= threshold).to(view.entropy.dtype) * (view.mask > 0)
+        return stays * (len(counted) / stays.sum()) if self.selected else stays
 
     def loss(self, variant: str, view: TokenView) -> Tensor | None:
         """Nothing."""
@@ -121,7 +102,8 @@ def covariance_terms(view: TokenView) -> Tensor:
 class ClipCov:
     """0 on `share` of the counted tokens, drawn among those of covariance `low` to `high`; 1 elsewhere.
 
-    arXiv:2505.22617, equation 9, with its code's bounds 1 and 5. Where fewer are in the range all of them are taken.
+    arXiv:2505.22617, equation 9, with its code's bounds 1 and 5; as there, a token at which the ratio clip has decided
+    is not drawn. Where fewer are in the range all of them are taken.
     Example: ClipCov(share=2e-4)
     """
 
@@ -130,13 +112,17 @@ class ClipCov:
     high: float = 5.0
     name: str = "clip_cov"
     variants: tuple[str, ...] = ()
+    scored: tuple[str, ...] = ()
     picks: bool = True
     weighs: bool = True
 
     def pick(self, view: TokenView) -> Tensor:
         """[N], 0 or 1; drawn from `view.seed` alone."""
         covariance = covariance_terms(view)
-        inside = ((covariance > self.low) & (covariance < self.high) & (view.mask > 0)).nonzero()[:, 0]
+        eligible = (covariance > self.low) & (covariance < self.high) & (view.mask > 0)
+        if view.clipped is not None:
+            eligible &= ~view.clipped
+        inside = eligible.nonzero()[:, 0]
         wanted = max(1, int(self.share * float(view.mask.sum())))
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence(view.seed).generate_state(1)[0]))
         chosen = inside[torch.randperm(len(inside), generator=generator)[:wanted].to(inside.device)]
@@ -161,6 +147,7 @@ class KlCov:
     coefficient: float = 1.0
     name: str = "kl_cov"
     variants: tuple[str, ...] = ("trained",)
+    scored: tuple[str, ...] = ()
     picks: bool = True
     weighs: bool = False
 
@@ -190,18 +177,35 @@ def smooth_abs(x: Tensor) -> Tensor:
 
 
 def loss_terms(section: AlgorithmSection) -> tuple[LossTerm, ...]:
-    """The terms that the `algorithm:` section asks for. Raises UserError for two that choose tokens by covariance."""
+    """The terms that the `algorithm:` section asks for.
+
+    Raises UserError for two that choose tokens by covariance, and for parts of PAPO without its weight.
+    """
     if section.clip_cov > 0 and section.kl_cov > 0:
         raise UserError(
             "algorithm.clip_cov and kl_cov treat the same tokens in two ways; choose one of them."
+        )
+    parts = section.papo_entropy > 0 or section.papo_masked_entropy > 0 or section.papo_both
+    if section.papo == 0 and parts:
+        raise UserError(
+            "algorithm.papo_entropy, papo_masked_entropy and papo_both need algorithm.papo above 0."
         )
     terms: list[LossTerm] = []
     if section.entropy_bonus > 0:
         terms.append(EntropyBonus(coefficient=section.entropy_bonus))
     if section.top_entropy < 1:
-        terms.append(TopEntropy(share=section.top_entropy))
+        terms.append(TopEntropy(share=section.top_entropy, selected=section.top_entropy_over == "selected"))
     if section.clip_cov > 0:
         terms.append(ClipCov(share=section.clip_cov))
     if section.kl_cov > 0:
         terms.append(KlCov(share=section.kl_cov))
+    if section.papo > 0:
+        terms.append(
+            Papo(
+                gamma=section.papo,
+                entropy=section.papo_entropy,
+                masked_entropy=section.papo_masked_entropy,
+                both=section.papo_both,
+            )
+        )
     return tuple(terms)

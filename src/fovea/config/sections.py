@@ -128,11 +128,31 @@ class AlgorithmSection(Section):
     top_entropy: float = Field(
         default=1.0, gt=0, le=1, description="learn from this share of the tokens, those of highest entropy"
     )
+    top_entropy_over: Literal["counted", "selected"] = Field(
+        default="counted", description="tokens in that loss's mean: all, or those that are learned from"
+    )
     clip_cov: float = Field(
         default=0.0, ge=0, lt=1, description="share of high-covariance tokens without gradient (Clip-Cov)"
     )
     kl_cov: float = Field(
         default=0.0, ge=0, lt=1, description="share of tokens of highest covariance under a KL (KL-Cov)"
+    )
+    papo: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the KL away from the policy that sees masked pictures (PAPO)",
+    )
+    papo_mask: float = Field(
+        default=0.6, gt=0, le=1, description="probability that a block of 14 x 14 pixels is black there"
+    )
+    papo_entropy: float = Field(
+        default=0.0, ge=0, description="weight of PAPO's entropy loss: lowers -log p of the sampled tokens"
+    )
+    papo_masked_entropy: float = Field(
+        default=0.0, ge=0, description="the same under the masked pictures; a gradient only with papo_both"
+    )
+    papo_both: bool = Field(
+        default=False, description="gradient through the masked pictures too (one more backward pass)"
     )
     replay: int = Field(default=0, ge=0, description="completions kept for later steps; 0: none")
     replay_alpha: float | None = Field(default=None, ge=0, description="drawn with weight |advantage|^alpha")

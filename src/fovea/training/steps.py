@@ -33,6 +33,7 @@ from fovea.rollouts import (
 from fovea.training.exploring import log_changed, records_with
 from fovea.training.setup import Session
 from fovea.training.update import one_step, sft_update, update
+from fovea.training.variants import variants_of
 from fovea.types import Group, Sample, UserError
 
 # A step whose every problem was bad: nothing was sampled and nothing was learned.
@@ -71,8 +72,18 @@ def _rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str
     drawn = time.perf_counter()
     samples, gaps = _samples(session, algorithm, rollout)
     filled, replayed = _replay(session, algorithm, samples, step)
-    first = one_step(run, algorithm)
-    report = update(policy, session.optimizer, filled, algorithm, session.sampling, run, step, first=first)
+    first, variants = one_step(run, algorithm), variants_of(policy, run, step, session.instruction)
+    report = update(
+        policy,
+        session.optimizer,
+        filled,
+        algorithm,
+        session.sampling,
+        run,
+        step,
+        variants=variants,
+        first=first,
+    )
     session.engine.load_weights(policy)
     timing = {"rollout_seconds": drawn - began, "update_seconds": time.perf_counter() - drawn}
     examples: list[dict[str, Any]] = []

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from fovea.algorithms import (
+    TRAINED,
     Algorithm,
     RatioSums,
     Reduce,
     TokenView,
     alone,
+    clip_decides,
     kl_estimates,
     loss_terms,
+    perception_kl,
     ratio_sums,
     sequence_log_ratios,
     token_loss,
@@ -37,9 +40,6 @@ from fovea.types import LossTerm, Sample, Sampling
 
 Variants = Mapping[str, Callable[[Prompt], Prompt]]
 """Forward variants by name, for loss terms: a prompt to the prompt under which its completions are scored again."""
-
-TRAINED = "trained"
-"""The variant that is the trained prompt itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +83,8 @@ class _Report:
     shift: float = 0.0
     """Sum over the moved tokens of the KL between the prompt they were sampled under and the trained one."""
     moved: float = 0.0
+    apart: dict[str, Tensor] = field(default_factory=dict)
+    """[3] for every other forward variant: sums over its counted tokens of the KL and of -log p, and their number."""
 
     def metrics(self, rate: float) -> dict[str, float | None]:
         """Means over the optimizer steps that were done. `loss` and `grad_norm` are null when none was.
@@ -132,13 +134,14 @@ def update(
     section, longest = run.algorithm, run.sampling.max_new_tokens
     report = _Report()
     batches = minibatches(samples, algorithm, longest, section.prompts_per_update, reduce)
-    plan = [batch for _ in range(section.updates_per_rollout) for batch in batches]
+    scored = [_scored(policy, batch, terms, variants or {}, sampling, run) for batch in batches]
+    plan = [pair for _ in range(section.updates_per_rollout) for pair in zip(batches, scored, strict=True)]
     assert not first or len(plan) == 1, "a second optimizer step has another policy than the one that sampled"
     try:
-        for number, batch in enumerate(plan):
+        for number, (batch, others) in enumerate(plan):
             seed = (run.seed, step, number)
             passes = _Passes(policy, algorithm, sampling, run, terms, variants or {}, seed, first=first)
-            report.skipped += passes.prepare(batch, reduce)
+            report.skipped += passes.prepare(batch, reduce, others)
             _optimizer_step(policy, optimizer, passes.forwards(), sampling, run, step, report)
             passes.tell(report)
     finally:
@@ -154,7 +157,7 @@ def update(
         if report.gap is not None:
             metrics["engine_gap_mean"] = report.gap / max(float(report.sums.tokens) - report.moved, 1.0)
             metrics["engine_gap_max"] = report.largest_gap
-    return metrics | _sample_metrics(samples, algorithm)
+    return metrics | _variant_metrics(report.apart) | _sample_metrics(samples, algorithm)
 
 
 def one_step(run: Run, algorithm: Algorithm) -> bool:
@@ -170,6 +173,17 @@ def one_step(run: Run, algorithm: Algorithm) -> bool:
         and not (algorithm.beta > 0 and algorithm.kl_in != "loss")
         and section.replay == 0
     )
+
+
+def _variant_metrics(apart: Mapping[str, Tensor]) -> dict[str, float]:
+    """`NAME_kl`, how far the policy is from itself under the variant's prompts, and `NAME_entropy`, mean -log p there:
+    means over the counted tokens whose prompt the variant changes. Nothing where it changes none."""
+    found: dict[str, float] = {}
+    for name, sums in apart.items():
+        kl, surprise, tokens = sums.tolist()
+        if tokens > 0:
+            found |= {f"{name}_kl": kl / tokens, f"{name}_entropy": surprise / tokens}
+    return found
 
 
 def _sample_metrics(samples: Sequence[Sample], algorithm: Algorithm) -> dict[str, float]:
@@ -210,6 +224,7 @@ class _Passes:
         self._first = first
         self._picked: dict[str, Tensor] = {}
         self._others: dict[str, Tensor] = {}
+        self._differs: dict[str, Tensor] = {}
         self._sequence: Tensor | None = None
         self._batch: _Batch
         zero = torch.zeros((), device=policy.device)
@@ -219,25 +234,33 @@ class _Passes:
         self.largest_gap = zero
         self.shift = zero
         self.moved = zero
+        self.apart: dict[str, Tensor] = {}
 
     def tell(self, report: _Report) -> None:
         """Add what the passes saw."""
         report.sums = self.sums if report.sums is None else report.sums + self.sums
         report.kl += float(self.kl)
+        for name, sums in self.apart.items():
+            report.apart[name] = report.apart.get(name, 0.0) + sums
         if self._first:
             report.gap = float(self.gap) + (report.gap or 0.0)
             report.largest_gap = max(report.largest_gap, float(self.largest_gap))
             report.shift += float(self.shift)
             report.moved += float(self.moved)
 
-    def prepare(self, samples: Sequence[Sample], reduce: Reduce) -> int:
-        """Everything that must be known before the first pass. Returns how many rows need none."""
+    def prepare(self, samples: Sequence[Sample], reduce: Reduce, scored: Mapping[str, Tensor]) -> int:
+        """Everything that must be known before the first pass. Returns how many rows need none.
+
+        `scored`: what `_scored` says of these samples.
+        """
         policy, algorithm = self._policy, self._algorithm
+        self._others = dict(scored)
         batch = _batch(policy, samples, reduce)
         pickers = [term for term in self._terms if term.picks]
         if pickers:
             log_probs, entropy = self._score(batch.prompts, batch.rows)
             view = self._view(batch, slice(None), log_probs, entropy, None)
+            view = replace(view, clipped=self._clipped(batch, log_probs))
             self._picked = {term.name: term.pick(view) for term in pickers}
             for term in pickers:
                 if term.weighs:
@@ -251,6 +274,14 @@ class _Passes:
         self._batch = self._only(batch, kept)
         self._score_ahead()
         return len(batch.rows) - len(kept)
+
+    def _clipped(self, batch: _Batch, log_probs: Tensor) -> Tensor:
+        """bool [N], of the whole mini-batch: where the ratio clip decides."""
+        old, algorithm = self._old(batch, slice(None), log_probs), self._algorithm
+        sequence = None
+        if algorithm.ratio != "token":
+            sequence = sequence_log_ratios(log_probs, old, batch.mask, batch.row_of, algorithm)
+        return clip_decides(log_probs, old, batch.advantages, algorithm, sequence=sequence)
 
     def forwards(self) -> list[tuple[list[Prompt], list[Row], Loss]]:
         """(prompts, rows, loss) of each backward: the trained prompts, then the variants that a term asks for."""
@@ -277,6 +308,7 @@ class _Passes:
         row_of = place[batch.row_of]
         tokens = row_of >= 0
         self._picked = {name: picked[tokens] for name, picked in self._picked.items()}
+        self._others = {name: other[tokens] for name, other in self._others.items()}
         prompts, rows = _rows([(batch.prompts[batch.rows[i][0]], batch.rows[i][1]) for i in kept])
         return replace(
             batch,
@@ -311,6 +343,11 @@ class _Passes:
             for name in names:
                 prompts = [self._variants[name](prompt) for prompt in batch.prompts]
                 self._others[name] = self._score(prompts, batch.rows)[0]
+        for name in self._others:
+            if name != TRAINED:
+                changed = [float(self._variants[name](prompt) is not prompt) for prompt in batch.prompts]
+                of_rows = torch.tensor([changed[prompt] for prompt, _ in batch.rows])
+                self._differs[name] = of_rows.to(batch.row_of.device)[batch.row_of]
 
     def _trained_loss(self, index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
         """The policy gradient, the KL and the terms of one pass's tokens [N]."""
@@ -334,6 +371,7 @@ class _Passes:
             lengths=batch.lengths[index],
         ).sum()
         self.sums = self.sums + ratio_sums(log_probs, old, advantages, mask, algorithm, sequence=sequence)
+        self._note_apart(index, log_probs.detach(), mask)
         if algorithm.every_row_learns:
             assert batch.reference is not None, "beta > 0 needs the reference's log-probs"
             kl = kl_estimates(log_probs, batch.reference[index], algorithm.kl)
@@ -351,6 +389,13 @@ class _Passes:
         # E over completions of the changed policy of r - 1 - log r, r = clean / changed: KL(changed ‖ clean)
         self.shift = self.shift + ((torch.expm1(difference) - difference) * moved).sum()
         self.moved = self.moved + moved.sum()
+
+    def _note_apart(self, index: Tensor, log_probs: Tensor, mask: Tensor) -> None:
+        for name, differs in self._differs.items():
+            other, counted = self._others[name][index], mask * differs[index]
+            kl = perception_kl(log_probs, other)
+            sums = torch.stack([(kl * counted).sum(), -(other * counted).sum(), counted.sum()])
+            self.apart[name] = self.apart.get(name, 0.0) + sums
 
     def _variant_loss(self, name: str) -> Loss:
         def loss(index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
@@ -386,8 +431,32 @@ class _Passes:
             total=batch.total,
             seed=self._seed,
             others={name: other[index] for name, other in self._others.items()},
+            differs={name: differs[index] for name, differs in self._differs.items()},
             picked=picked,
         )
+
+
+def _scored(
+    policy: Policy,
+    samples: Sequence[Sample],
+    terms: Sequence[LossTerm],
+    variants: Variants,
+    sampling: Sampling,
+    run: Run,
+) -> dict[str, Tensor]:
+    """[N] log-probs of the samples' tokens, without gradient, under each variant that a term wants scored."""
+    names = dict.fromkeys(name for term in terms for name in term.scored)
+    prompts, rows = _rows([(sample.trained_prompt, sample.token_ids) for sample in samples])
+    return {
+        name: score(
+            policy,
+            [variants[name](prompt) for prompt in prompts],
+            rows,
+            sampling,
+            tokens_per_pass=run.tokens_per_pass,
+        )[0]
+        for name in names
+    }
 
 
 def _batch(policy: Policy, samples: Sequence[Sample], reduce: Reduce) -> _Batch:
