@@ -287,12 +287,21 @@ def curriculum(folder: Path, *overrides: str) -> Run:
     return tiny_rl(folder, mixture, *controlled, *kept, *overrides)
 
 
+def exploring(folder: Path, *overrides: str) -> Run:
+    """fovea-tiny under an attack whose ε is annealed and controlled, with a replay buffer."""
+    attacked = ["intervention.name=egas", "intervention.schedule=linear", "intervention.measure_every=2"]
+    fitted = ["intervention.control=true", "intervention.window=2", "intervention.keep=[0.9, 1.0]"]
+    kept = ["algorithm.replay=16", "prompts=8", "intervention.ratio=corrected"]
+    return tiny_rl(folder, *attacked, *fitted, *kept, *overrides)
+
+
 RUNS: dict[str, Callable[[Path], Run]] = {
     "tiny-rl": tiny_rl,
     "everything": everything,
     "lora": lora,
     "perception": perception,
     "curriculum": curriculum,
+    "exploring": exploring,
 }
 
 
