@@ -31,10 +31,11 @@ class TokenView:
     """(run's seed, step, optimizer step of the rollout), for terms that draw."""
     others: Mapping[str, Tensor]
     """[N] log-probs of the same tokens under the other forward variants, by name, without gradient: of the current
-    weights, or for those that a term only has `scored`, of the weights before the rollout's first update."""
+    weights, or for those that a term only has `scored`, of the weights before the rollout's first update. "trained" is
+    there in the passes of the other variants."""
     differs: Mapping[str, Tensor] = field(default_factory=dict)
-    """[N] for each of `others`: 1 where its prompt is another than the trained one, 0 where it is the same (a prompt
-    without pictures has no masked one)."""
+    """[N] for each of `others` but "trained": 1 where its prompt is another than the trained one, 0 where it is the
+    same (a prompt without pictures has no masked one)."""
     clipped: Tensor | None = None
     """bool [N], in `pick`: where the ratio clip has decided, so that the token has no gradient; None: nowhere."""
     picked: Tensor | None = None

@@ -72,17 +72,10 @@ def _rl_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str
     drawn = time.perf_counter()
     samples, gaps = _samples(session, algorithm, rollout)
     filled, replayed = _replay(session, algorithm, samples, step)
-    first, variants = one_step(run, algorithm), variants_of(policy, run, step, session.instruction)
+    sampling, first = session.sampling, one_step(run, algorithm)
+    variants = variants_of(policy, run, step, session.instruction)
     report = update(
-        policy,
-        session.optimizer,
-        filled,
-        algorithm,
-        session.sampling,
-        run,
-        step,
-        variants=variants,
-        first=first,
+        policy, session.optimizer, filled, algorithm, sampling, run, step, variants=variants, first=first
     )
     session.engine.load_weights(policy)
     timing = {"rollout_seconds": drawn - began, "update_seconds": time.perf_counter() - drawn}

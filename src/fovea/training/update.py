@@ -225,6 +225,7 @@ class _Passes:
         self._picked: dict[str, Tensor] = {}
         self._others: dict[str, Tensor] = {}
         self._differs: dict[str, Tensor] = {}
+        self._trained: Tensor | None = None
         self._sequence: Tensor | None = None
         self._batch: _Batch
         zero = torch.zeros((), device=policy.device)
@@ -337,17 +338,13 @@ class _Passes:
                 self._sequence[tokens] = sequence_log_ratios(
                     log_probs, batch.old[tokens], batch.mask[tokens], batch.row_of[tokens], algorithm
                 )
-        names = self._other_variants()
-        if names:
-            self._others[TRAINED] = self._score(batch.prompts, batch.rows)[0]
-            for name in names:
-                prompts = [self._variants[name](prompt) for prompt in batch.prompts]
-                self._others[name] = self._score(prompts, batch.rows)[0]
+        for name in self._other_variants():
+            prompts = [self._variants[name](prompt) for prompt in batch.prompts]
+            self._others[name] = self._score(prompts, batch.rows)[0]
         for name in self._others:
-            if name != TRAINED:
-                changed = [float(self._variants[name](prompt) is not prompt) for prompt in batch.prompts]
-                of_rows = torch.tensor([changed[prompt] for prompt, _ in batch.rows])
-                self._differs[name] = of_rows.to(batch.row_of.device)[batch.row_of]
+            changed = [float(self._variants[name](prompt) is not prompt) for prompt in batch.prompts]
+            of_rows = torch.tensor([changed[prompt] for prompt, _ in batch.rows])
+            self._differs[name] = of_rows.to(batch.row_of.device)[batch.row_of]
 
     def _trained_loss(self, index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
         """The policy gradient, the KL and the terms of one pass's tokens [N]."""
@@ -372,6 +369,9 @@ class _Passes:
         ).sum()
         self.sums = self.sums + ratio_sums(log_probs, old, advantages, mask, algorithm, sequence=sequence)
         self._note_apart(index, log_probs.detach(), mask)
+        if self._other_variants():  # the trained prompts' passes come first, so that those of the others know
+            self._trained = log_probs.new_zeros(len(batch.old)) if self._trained is None else self._trained
+            self._trained[index] = log_probs.detach()
         if algorithm.every_row_learns:
             assert batch.reference is not None, "beta > 0 needs the reference's log-probs"
             kl = kl_estimates(log_probs, batch.reference[index], algorithm.kl)
@@ -411,6 +411,9 @@ class _Passes:
                 view = self._view(
                     self._batch, index, log_probs, entropy, None if picked is None else picked[index]
                 )
+                if variant != TRAINED:
+                    assert self._trained is not None, "the trained prompts' passes come first"
+                    view = replace(view, others={**view.others, TRAINED: self._trained[index]})
                 value = term.loss(variant, view)
                 total = total if value is None else total + value
         return total
