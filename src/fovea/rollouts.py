@@ -329,7 +329,7 @@ def line_advantages(
     """float [T] for every line.
 
     "pooled": among all completions of a group; "halves": among those of the same phase. "shared" (R1-ShareVL): pooled,
-    and to a completion under its own prompt the advantage within its phase is added.
+    and to a completion under its own prompt the advantage within its phase is added, where a group has two.
     """
     rewards = [learned_rewards(group, algorithm, longest) for group in groups]
     if ratio != "shared":
@@ -345,7 +345,8 @@ def line_advantages(
     place = -1
     for line in lines:
         place += not line.moved  # a completion's own line stands before its others
-        found.append(pooled[place] if line.moved else pooled[place] + within[place])
+        alone = line.moved or not groups[line.group].variants
+        found.append(pooled[place] if alone else pooled[place] + within[place])
     return found
 
 
