@@ -25,6 +25,7 @@ from fovea.viewer.groups import SORTS, Sort, Wanted, choose, geometry, marks_of,
 from fovea.viewer.pictures import draw, picture_path, png_size
 from fovea.viewer.report import (
     before_after,
+    changed_of,
     comparisons,
     measure_rows,
     other_charts,
@@ -157,7 +158,9 @@ class Pages:
         ]
         if wanted.sort == "advantage":
             cards.sort(key=lambda card: -_or_zero(card["record"].get("advantage")))
-        return {"first": records[0], "cards": cards, "figures": figures, "notes": notes}
+        changed = [changed_of(self.folder.path, record, self._address) for record in records]
+        shown = next((one for one in changed if one), None)
+        return {"first": records[0], "cards": cards, "figures": figures, "notes": notes, "changed": shown}
 
     def _figures(self, records: list[dict[str, Any]]) -> tuple[list[Markup], list[str], list[Markup | None]]:
         """The group's pictures, that which boxes refer to with all boxes; what could not be drawn, in sentences; and

@@ -251,6 +251,14 @@ def _interval_figure(before: dict[str, Any] | None, after: dict[str, Any] | None
 
 # Curves.
 
+_GAINS = ["explore/entropy_gain_selected", "explore/entropy_gain_unselected"]
+_NAMES = {
+    "reward_mean": "total",
+    "accuracy": "sampled in training",
+    "entropy": "of all that was sampled",
+    "explore/policy_entropy": "under the clean picture",
+}
+
 
 def run_charts(
     run: dict[str, Any], metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
@@ -265,7 +273,10 @@ def run_charts(
         ("accuracy", ["accuracy"]),
         ("looking (held out)", []),
         ("reward spread in a group", ["reward_std"]),
-        ("entropy (nats a token)", ["entropy"]),
+        ("entropy (nats a token)", ["entropy", "explore/policy_entropy"]),
+        ("reward by half: clean and changed picture", ["explore/reward_clean", "explore/reward_changed"]),
+        ("entropy gained under the changed picture (nats)", _GAINS),
+        ("largest change of a pixel (1/255)", ["explore/epsilon"]),
         ("reply length (tokens)", ["completion_tokens"]),
         ("gradient norm", ["grad_norm"]),
         ("groups skipped", ["groups_skipped"]),
@@ -314,7 +325,10 @@ def _held_out(name: str, records: list[dict[str, Any]], key: str) -> Series:
 
 
 def _series_name(key: str) -> str:
-    return {"reward_mean": "total", "accuracy": "sampled in training"}.get(key, key.removeprefix("reward/"))
+    plain = (
+        key.removeprefix("reward/").removeprefix("explore/").removeprefix("entropy_gain_").replace("_", " ")
+    )
+    return _NAMES.get(key, plain if key.startswith("explore/") else key.removeprefix("reward/"))
 
 
 # Pictures and replies.
@@ -381,6 +395,29 @@ def _replies(folder: Path, shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if key not in problems:
             path = _first_picture(folder, item.get("pictures"))
             problems[key] = about | {"uri": data_uri(path) if path else None}
-        reply = {"text": item.get("text", ""), "reward": item.get("reward"), "parts": item.get("parts") or {}}
+        problems[key]["changed"] = problems[key].get("changed") or changed_of(folder, item, data_uri)
+        reply = {
+            "text": item.get("text", ""),
+            "reward": item.get("reward"),
+            "parts": item.get("parts") or {},
+            "variant": "" if item.get("variant") == "clean" else item.get("variant") or "",
+        }
         problems[key]["replies"].append(reply)
     return list(problems.values())
+
+
+def changed_of(folder: Path, record: dict[str, Any], address: Callable[[Path], str]) -> dict[str, Any] | None:
+    """Pictures under which a completion was sampled instead of its problem's own: {"variant", "largest", "pairs"}, each
+    pair the addresses of a picture and of what it differs in, enlarged. None where there are none in the run folder."""
+    changed = record.get("changed")
+    if not isinstance(changed, dict):
+        return None
+    both = [
+        changed.get(key) if isinstance(changed.get(key), list) else [] for key in ("pictures", "differences")
+    ]
+    pairs = [
+        [address(path) if (path := picture_path(folder, name, LARGEST_PICTURE)) else None for name in names]
+        for names in zip(*both)
+    ]
+    found = {"variant": changed.get("variant", ""), "largest": changed.get("largest"), "pairs": pairs}
+    return found if any(any(pair) for pair in pairs) else None
