@@ -51,13 +51,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str
     loud_policy("qwen3_vl", text_layers=2, vision_layers=1).save(model)
 
     @cache
-    def run(task: str, algorithm: str, section: str) -> Trained:
-        return two_steps(model, tmp_path_factory.mktemp("run"), task, f"name: {algorithm}, {section}")
+    def run(task: str, algorithm: str, section: str, intervention: str = "name: none") -> Trained:
+        folder = tmp_path_factory.mktemp("run")
+        return two_steps(model, folder, task, f"name: {algorithm}, {section}", intervention)
 
     return run
 
 
-def two_steps(model: Path, folder: Path, task: str, section: str) -> Trained:
+def two_steps(model: Path, folder: Path, task: str, section: str, intervention: str) -> Trained:
     """Of two groups the first is worth 0, 1, 2, 3, and the second nothing, so that a replay has a place to fill.
 
     Small steps: after large ones every replayed completion of RLOO is beyond the clip and gives no gradient.
@@ -72,7 +73,8 @@ def two_steps(model: Path, folder: Path, task: str, section: str) -> Trained:
         "threads=1",
     ]
     always += ["optimizer.learning_rate=1e-6", "optimizer.warmup_steps=0"]
-    run = load_run("quickstart", [*always, f"algorithm={{{section} updates_per_rollout: 2}}"])
+    sections = [f"algorithm={{{section} updates_per_rollout: 2}}", f"intervention={{{intervention}}}"]
+    run = load_run("quickstart", [*always, *sections])
     with open_session(run) as session:
         real = session.scorer.weigh_all
 
@@ -130,3 +132,50 @@ def test_papo_leaves_prompts_without_pictures_alone(
     found = trained(TASKS[2], "grpo", f"papo: 0.5, papo_entropy: 0.5, papo_masked_entropy: 0.5, {both}")
     assert "masked_kl" not in found.metrics[0]
     assert apart(plain, found) < 1e-4  # rounding: rows without an advantage are computed too
+
+
+INTERVENTIONS = {
+    "egas": "",
+    "egas_pgd": "attack_steps: 3, guard: 0.01, restarts: 2",
+    "egas_adversarial": "ratio: adversarial",
+    "egas_corrected": "ratio: corrected",
+    "egas_shared": "ratio: shared",
+    "egas_halves": "baseline: halves",
+    "random_sign": "",
+    "noisy_rollout": "",
+    "rotation": "",
+    "occlusion": "",
+    "share": "ratio: shared",
+}
+"""What samples in a second phase, and how it is trained: the name up to the first _ that is none of a name's own."""
+
+
+@pytest.mark.parametrize(
+    ("intervention", "task", "algorithm", "more"),
+    [
+        *((name, "digits/locate", "grpo", "") for name in INTERVENTIONS),
+        *((name, "ssl/rotation", "rloo", "") for name in ("egas", "random_sign", "noisy_rollout", "share")),
+        *((name, "graphs/text_edge", "grpo", "") for name in ("egas", "noisy_rollout")),
+        ("egas", "digits/locate", "gspo", ""),
+        ("egas", "digits/locate", "reinforce_plus_plus", ""),
+        ("egas", "ssl/rotation", "dapo", ""),
+        ("egas", "digits/locate", "grpo", "papo: 0.05,"),
+        ("egas", "digits/locate", "grpo", "entropy_bonus: 0.01, top_entropy: 0.5,"),
+        ("noisy_rollout", "digits/locate", "grpo", "kl_cov: 0.05,"),
+        ("egas", "digits/locate", "grpo", "replay: 16,"),
+        ("egas", "digits/locate", "grpo", "beta: 0.05,"),
+    ],
+)
+def test_every_intervention_with_tasks_algorithms_and_terms(
+    trained: Callable[..., Trained], intervention: str, task: str, algorithm: str, more: str
+) -> None:
+    """By configuration alone: finite, and either other weights than without or nothing to change and the same ones."""
+    name = "egas" if intervention.startswith("egas") else intervention
+    found = trained(task, algorithm, more, f"name: {name}, {INTERVENTIONS[intervention]}")
+    plain = trained(task, algorithm, more)
+    skipped = task.startswith("graphs") or (name == "rotation" and task == "digits/locate")
+    for metrics in found.metrics:
+        assert metrics["nonfinite_updates"] == 0
+        assert math.isfinite(metrics["loss"])
+        assert metrics["explore/skipped"] == float(skipped)
+    assert skipped or apart(plain, found) > 0.01, f"{name} changed nothing"

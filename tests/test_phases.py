@@ -271,7 +271,9 @@ def test_shared_trains_under_every_picture_and_adds_the_halfs_advantage_to_its_o
     own = [sample.advantage[0] for sample in first[::2]]
     crossed = [sample.advantage[0] for sample in first[1::2]]
     alone = [sample for sample in samples if sample.group == 1]  # text: one phase, one prompt, 0 1 0 0 1 1
-    assert [s.advantage[0] for s in alone] == pytest.approx(np.array([-1, 1, -1, -1, 1, 1]) * 0.9126, abs=1e-3)
+    assert [s.advantage[0] for s in alone] == pytest.approx(
+        np.array([-1, 1, -1, -1, 1, 1]) * 0.9126, abs=1e-3
+    )
     assert own == pytest.approx(pooled + within, abs=1e-5)
     assert crossed == pytest.approx(pooled, abs=1e-5)
     assert first[0].trained_prompt is groups[0].prompt
