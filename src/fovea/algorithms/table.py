@@ -146,16 +146,36 @@ def algorithm_of(run: Run) -> Algorithm:
     if "old_log_probs" not in given and (corrected or moved or run.dtype != "float32"):
         given["old_log_probs"] = "recomputed"
     algorithm = replace(algorithm, **given)
-    for wrong, sentence in _contradictions(run, section, algorithm):
+    wrongs = _contradictions(run, section, algorithm) + (_of_other_pictures(run, algorithm) if moved else [])
+    for wrong, sentence in wrongs:
         if wrong:
             raise UserError(sentence)
     return algorithm
 
 
+def _of_other_pictures(run: Run, a: Algorithm) -> list[tuple[bool, str]]:
+    """Contradictions where completions are trained under another picture than they were sampled under."""
+    return [
+        (
+            a.old_log_probs == "sampled",
+            f"intervention.ratio={run.intervention.ratio} trains completions under another picture than they were "
+            "sampled under, so that the engine's log-probs cannot be the old ones; leave algorithm.old_log_probs away.",
+        ),
+        (
+            run.intervention.ratio == "corrected" and a.correction == "none",
+            "intervention.ratio=corrected is an importance weight; leave algorithm.correction away.",
+        ),
+        (
+            run.intervention.ratio != "corrected" and a.correction != "none",
+            f"algorithm.correction would weigh completions by what the changed picture did to them; with "
+            f"intervention.ratio={run.intervention.ratio} leave it away, or use ratio=corrected.",
+        ),
+    ]
+
+
 def _contradictions(run: Run, section: AlgorithmSection, a: Algorithm) -> list[tuple[bool, str]]:
     name, per = section.name, section.prompts_per_update
     alone = a.baseline == "none"
-    moved = run.intervention.name != "none" and run.intervention.ratio != "adversarial"
     return [
         (
             section.clip is not None and (section.clip_low is not None or section.clip_high is not None),
@@ -190,20 +210,6 @@ def _contradictions(run: Run, section: AlgorithmSection, a: Algorithm) -> list[t
             a.correction != "none" and a.old_log_probs == "sampled",
             "algorithm.correction compares the engine's log-probs with the trainer's; "
             "it needs old_log_probs=recomputed.",
-        ),
-        (
-            moved and a.old_log_probs == "sampled",
-            f"intervention.ratio={run.intervention.ratio} trains completions under another picture than they were "
-            "sampled under, so that the engine's log-probs cannot be the old ones; leave algorithm.old_log_probs away.",
-        ),
-        (
-            moved and run.intervention.ratio == "corrected" and a.correction == "none",
-            "intervention.ratio=corrected is an importance weight; leave algorithm.correction away.",
-        ),
-        (
-            moved and run.intervention.ratio != "corrected" and a.correction != "none",
-            f"algorithm.correction would weigh completions by what the changed picture did to them; with "
-            f"intervention.ratio={run.intervention.ratio} leave it away, or use ratio=corrected.",
         ),
         (
             section.correction_cap is not None and a.correction == "none",

@@ -14,6 +14,7 @@ from fovea.config import Run, nearest
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models import Policy, load_policy
 from fovea.models.reference import open_reference
+from fovea.phases import Explorer
 from fovea.rewards import default_rewards
 from fovea.rewards.journal import Journal
 from fovea.rewards.judge import CACHE
@@ -34,7 +35,7 @@ from fovea.training.problems import (
     open_tasks,
 )
 from fovea.training.setup import Session, Stateful
-from fovea.types import Observer, Sampling, UserError
+from fovea.types import Observer, Sampling, Task, UserError
 
 MEASURES = ("accuracy", "looking", "swapped", "follow", "blank")
 """Figures of an evaluation that best and patience may go by."""
@@ -87,13 +88,8 @@ def open_session(
         log.notes.extend(notes)
         scorer.journal = Journal(folder / REWARD_JOURNAL)  # not before the folder is ours
         reference = open_reference(run, policy, resumed=saved is not None) if compared else None
-        replay = make_replay(run.algorithm)
         watch = Watch(audits=run.audits, expected=run.prompts * run.group)
-        parts: dict[str, Stateful] = {"watch": watch} | ({} if replay is None else {"replay": replay})
-        curriculum: Curriculum | None = getattr(task, "curriculum", None)
-        parts |= {} if curriculum is None else {"curriculum": curriculum}
         explorer = open_explorer(run, policy, instruction)
-        parts |= {} if explorer is None else {"explorer": explorer}
         session = Session(
             run=run,
             policy=policy,
@@ -116,7 +112,7 @@ def open_session(
             observers=(log, *observers),
             reference=reference,
             explorer=explorer,
-            parts=parts,
+            parts=_parts(run, task, watch, explorer),
         )
         session.begin(saved, resume)
     except BaseException:
@@ -125,6 +121,14 @@ def open_session(
             log.close()
         raise
     return session
+
+
+def _parts(run: Run, task: Task, watch: Watch, explorer: Explorer | None) -> dict[str, Stateful]:
+    """Whatever remembers something from step to step, by name."""
+    replay = make_replay(run.algorithm)
+    curriculum: Curriculum | None = getattr(task, "curriculum", None)
+    found = {"watch": watch, "replay": replay, "curriculum": curriculum, "explorer": explorer}
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def _weights(run: Run, weights: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
