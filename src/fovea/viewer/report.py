@@ -412,12 +412,11 @@ def changed_of(folder: Path, record: dict[str, Any], address: Callable[[Path], s
     changed = record.get("changed")
     if not isinstance(changed, dict):
         return None
-    both = [
-        changed.get(key) if isinstance(changed.get(key), list) else [] for key in ("pictures", "differences")
-    ]
+    shown, apart = changed.get("pictures"), changed.get("differences")
+    names_of_pairs = zip(shown, apart) if isinstance(shown, list) and isinstance(apart, list) else ()
     pairs = [
         [address(path) if (path := picture_path(folder, name, LARGEST_PICTURE)) else None for name in names]
-        for names in zip(*both)
+        for names in names_of_pairs
     ]
     found = {"variant": changed.get("variant", ""), "largest": changed.get("largest"), "pairs": pairs}
     return found if any(any(pair) for pair in pairs) else None

@@ -1,14 +1,12 @@
-"""Problems × engine → groups with rewards → samples with advantages and loss weights. Single-turn for now.
+"""Groups → samples: under which prompt a completion is trained, its advantage and its loss weights.
 
-Not here: how replies are drawn (`engines`), what they are worth (`rewards`), the update (`training`).
+Not here: forward passes and the update (`fovea.training`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,190 +23,12 @@ from fovea.algorithms import (
     token_weights,
     totals,
 )
-from fovea.engines import Engine
-from fovea.models import Policy, Prompt
-from fovea.models.policy import named
-from fovea.phases import Explorer, plain
-from fovea.rewards import correct, weigh
-from fovea.rewards.scorer import Job, Scorer
+from fovea.models import Prompt
 from fovea.types import (
-    AnswerKind,
     Completion,
     Group,
-    Problem,
     Sample,
-    Sampling,
-    Task,
-    UserError,
-    picture_sizes,
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BadSample:
-    """A problem that could not be shown to the model: its picture is gone, it does not fit the context.
-
-    Example: BadSample(id="my:12", error="line 12: the picture cat.png does not exist; …")
-    """
-
-    id: str
-    """The problem's id; `TASK:position N` when the task could not even make the problem."""
-    error: str
-    """One sentence: what is wrong, where, the fix."""
-    position: int = 0
-    """The cursor it was taken with."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gathered:
-    """The next problems of a task as prompts, and those that cannot be one."""
-
-    prompts: tuple[Prompt, ...]
-    bad: tuple[BadSample, ...]
-    cursor: int
-    """Where the next problems begin."""
-    seconds: float = 0.0
-    """Spent waiting for the task's problems, pictures included; rendering prompts is not counted."""
-
-
-def gather(
-    task: Task,
-    cursor: int,
-    n: int,
-    policy: Policy,
-    instruction: str | None = None,
-    check: Callable[[Prompt], object] | None = None,
-) -> Gathered:
-    """Take `n` problems one by one and render them; one that raises UserError becomes a `BadSample`.
-
-    Nothing is drawn in place of a bad one: `len(prompts) + len(bad) == n`, so that what comes next does not
-    depend on it. `check` may refuse a prompt, too (a teacher's reply that does not fit).
-    """
-    prompts: list[Prompt] = []
-    bad: list[BadSample] = []
-    waited = 0.0
-    for position in range(cursor, cursor + n):
-        name = f"{task.name}:position {position}"
-        began = time.perf_counter()
-        try:
-            try:
-                (problem,), _ = task.take(position, 1)
-            finally:
-                waited += time.perf_counter() - began
-            name = problem.id
-            prompt = policy.prompt(problem, instruction)
-            try:
-                if check is not None:
-                    check(prompt)
-            except UserError as error:
-                raise UserError(named(problem, str(error))) from error
-        except UserError as error:
-            bad.append(BadSample(id=name, error=str(error), position=position))
-        else:
-            prompts.append(prompt)
-    return Gathered(prompts=tuple(prompts), bad=tuple(bad), cursor=cursor + n, seconds=waited)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chosen:
-    """Some problems of another task, in order: what is left of it without the bad ones."""
-
-    task: Task
-    positions: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    @property
-    def kind(self) -> AnswerKind:
-        return self.task.kind
-
-    @property
-    def chance(self) -> float:
-        return self.task.chance
-
-    @property
-    def size(self) -> int:
-        return len(self.positions)
-
-    def take(self, cursor: int, n: int) -> tuple[list[Problem], int]:
-        """Once through, no second epoch: fewer than `n` at the end."""
-        taken = self.positions[cursor : cursor + n]
-        return [self.task.take(position, 1)[0][0] for position in taken], cursor + n
-
-
-def without_bad(
-    task: Task, n: int, policy: Policy, instruction: str | None = None
-) -> tuple[Chosen, tuple[BadSample, ...]]:
-    """The first `n` problems of a task without those that cannot be shown to the model, and those.
-
-    For evaluations: render everything once, a few at a time, when one of them failed. Raises UserError when none
-    is left.
-    """
-    bad: list[BadSample] = []
-    for position in range(0, n, 16):
-        bad.extend(gather(task, position, min(16, n - position), policy, instruction).bad)
-    gone = {one.position for one in bad}
-    kept = tuple(position for position in range(n) if position not in gone)
-    if not kept:
-        raise UserError(f"All {n} problems of {task.name} are bad, the first one because: {bad[0].error}")
-    return Chosen(task=task, positions=kept), tuple(bad)
-
-
-def collect(
-    prompts: Sequence[Prompt],
-    engine: Engine,
-    sampling: Sampling,
-    weights: Mapping[str, float] | Scorer,
-    *,
-    group: int,
-    seed: tuple[int, int],
-    draw: int = 0,
-    explorer: Explorer | None = None,
-) -> list[Group]:
-    """Draw `group` replies to each prompt and reward them. Groups in the order of `prompts`.
-
-    `weights`: those of built-in rewards, or a scorer (which may run the user's own); `seed`: (run's seed, step);
-    `draw`: the sampling phase, so that a problem met again in another round of a step gets other replies; one that is
-    twice among `prompts` does, too (`fovea.types.occurrences`). `explorer`: samples in two phases.
-    """
-    how = plain if explorer is None else explorer.draw
-    drawn = how(prompts, engine, group, sampling, seed=seed, draw=draw)
-    replies = drawn.replies
-    if isinstance(weights, Mapping):
-        scored = [
-            weigh(
-                [completion.text for completion in completions],
-                prompt.problem,
-                weights,
-                tokens=[len(completion.token_ids) for completion in completions],
-            )
-            for prompt, completions in zip(prompts, replies, strict=True)
-        ]
-    else:
-        jobs = [
-            Job(
-                texts=tuple(completion.text for completion in completions),
-                problem=prompt.problem,
-                token_ids=tuple(tuple(map(int, completion.token_ids)) for completion in completions),
-            )
-            for prompt, completions in zip(prompts, replies, strict=True)
-        ]
-        scored = [(scores.rewards, scores.parts) for scores in weights.weigh_all(jobs, step=seed[1])]
-    return [
-        Group(
-            problem=prompt.problem,
-            prompt=prompt,
-            completions=completions,
-            rewards=rewards,
-            parts=parts,
-            variants=variants,
-        )
-        for prompt, completions, variants, (rewards, parts) in zip(
-            drawn.prompts, replies, drawn.variants, scored, strict=True
-        )
-    ]
 
 
 def learned_rewards(group: Group, algorithm: Algorithm, longest: int) -> np.ndarray:
@@ -442,71 +262,3 @@ def fill(
             )
         )
     return reweigh(filled, algorithm, longest, reduce)
-
-
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, Any]:
-    """What a step's replies say: reward by part, accuracy, entropy, length.
-
-    `entropy` is the mean over sampled tokens of -log p(token), an unbiased estimate of the mean per-token
-    entropy of the sampling distribution, in nats. `groups_skipped`: groups whose rewards are all equal.
-    `reward_std`: mean over groups of their sample standard deviation. A reward that is NaN was not given and is in
-    no mean; None where none of a step was.
-    """
-    completions = [completion for group in groups for completion in group.completions]
-    log_probs = np.concatenate([completion.log_probs for completion in completions])
-    right = [correct(completion.text, group.problem) for group in groups for completion in group.completions]
-    metrics: dict[str, Any] = {"reward_mean": _mean([group.rewards for group in groups])}
-    metrics["reward_std"] = float(np.mean([_std(group.rewards) for group in groups]))
-    for name in dict.fromkeys(name for group in groups for name in group.parts):
-        metrics[f"reward/{name}"] = _mean([group.parts[name] for group in groups if name in group.parts])
-    return metrics | {
-        "accuracy": float(np.mean(right)),
-        "entropy": float(-log_probs.mean(dtype=np.float64)),
-        "completion_tokens": len(log_probs) / len(completions),
-        "truncated": float(np.mean([completion.stop == "length" for completion in completions])),
-        "groups_skipped": sum(bool((group.rewards == group.rewards[0]).all()) for group in groups),
-        "tokens": len(log_probs),
-    }
-
-
-def _mean(parts: Sequence[np.ndarray]) -> float | None:
-    """Of what is not NaN; None where nothing is."""
-    values = np.concatenate(list(parts))
-    given = values[~np.isnan(values)]
-    return float(given.mean()) if len(given) else None
-
-
-def _std(rewards: np.ndarray) -> float:
-    given = rewards[~np.isnan(rewards)]
-    return float(given.std(ddof=1)) if len(given) > 1 else 0.0
-
-
-def shown(group: Group, advantages: np.ndarray, pictures: list[str]) -> list[dict[str, Any]]:
-    """The completions of a group as plain records for the log and the display.
-
-    `size` and `resized`: [w, h] of the picture `box_image`, which boxes refer to, before and after the processor.
-    """
-    which = int(group.problem.meta.get("box_image", 0))
-    sizes, resized = picture_sizes(group.problem), getattr(group.prompt, "resized", ())
-    return [
-        {
-            "id": group.problem.id,
-            "question": group.problem.question,
-            "pictures": pictures,
-            "box_image": which,
-            "size": list(sizes[which]) if which < len(sizes) else None,
-            "resized": list(resized[which]) if which < len(resized) else None,
-            "answer": group.problem.answer,
-            "frame": group.problem.frame,
-            "difficulty": group.problem.difficulty,
-            "text": completion.text,
-            "stop": completion.stop,
-            "reward": float(group.rewards[i]),
-            "parts": {name: float(part[i]) for name, part in group.parts.items()},
-            "advantage": float(advantages[i]),
-            "mean_log_prob": float(completion.log_probs.mean()),
-            "variant": completion.variant,
-            "policy_version": completion.policy_version,
-        }
-        for i, completion in enumerate(group.completions)
-    ]
