@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fovea.config import Run
-from fovea.recipes.ssl4rl import study
+from fovea.recipes.ssl4rl import solvers, study
 from fovea.recipes.ssl4rl._arms import MODULE
 from fovea.recipes.ssl4rl._plots import gains_plot
 from fovea.recipes.vlm_r1._arms import curve_of, run_arms
@@ -133,3 +133,31 @@ def test_the_whole_study_on_next_to_nothing(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "| arm |" in said
     assert "seed0: " not in said, "an arm was run again"
+
+
+def test_pictures_that_cannot_be_used_are_named_before_any_arm(tmp_path: Path) -> None:
+    out, pictures = tmp_path / "out", tmp_path / "empty"
+    pictures.mkdir()
+    with pytest.raises(UserError, match="empty holds no pictures"):
+        study.main([f"images={pictures}", "--out", str(out)])
+    assert not out.exists()
+
+
+def test_the_solver_table_names_unusable_pictures_and_measures_later_what_was_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, pictures = tmp_path / "out", tmp_path / "empty"
+    pictures.mkdir()
+    with pytest.raises(UserError, match="empty holds no pictures"):
+        solvers.main([f"images={pictures}", "--out", str(out)])
+    assert not out.exists()
+    out.mkdir()
+    counts = {"train": 24, "test": 8}
+    for name in ("ssl-overlay.json", "ssl-depth.json"):
+        skipped = {"task": name, "n": counts, "skipped": "it was so the last time"}
+        (out / name).write_text(json.dumps(skipped))
+    small = ["--n", "8", "--train", "24", "--side", "48", "--out", str(out)]
+    solvers.main([*small, "--tasks", "ssl/overlay", "ssl/depth"])
+    assert "scores" in json.loads((out / "ssl-overlay.json").read_text())
+    assert "depth maps" in json.loads((out / "ssl-depth.json").read_text())["skipped"]
+    assert "not measured" in capsys.readouterr().out

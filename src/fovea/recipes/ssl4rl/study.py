@@ -27,6 +27,8 @@ from fovea.recipes.ssl4rl._arms import MODULE
 from fovea.recipes.ssl4rl._plots import gains_plot
 from fovea.recipes.vlm_r1._arms import Arm, curve_of, hardware, run_arms
 from fovea.runlog import newest_model, write_json
+from fovea.tasks.opening import pool_of
+from fovea.tasks.scenes import SPLITS
 from fovea.tasks.ssl import SSL
 from fovea.types import UserError
 
@@ -263,8 +265,12 @@ def main(argv: list[str]) -> None:
     if unknown is not None:
         raise UserError(f"The study has no arm {unknown!r}; known: {', '.join(trained())}.")
     out: Path = options.out
-    out.mkdir(parents=True, exist_ok=True)
     starts = start_arms(options.overrides, options.n)
+    for split in SPLITS:
+        pool_of(
+            Run.model_validate(starts[0].values), split
+        )  # unusable pictures are named here, not in an arm's log
+    out.mkdir(parents=True, exist_ok=True)
     run_arms(out, starts, options.jobs, MODULE)
     model = str(newest_model(out / starts[1].folder / "run"))
     diagnosed = None
