@@ -119,6 +119,17 @@ def test_an_arm_that_does_not_exist_is_named(tmp_path: Path) -> None:
         study.main(["--out", str(tmp_path), "--arms", "jigsaws"])
 
 
+def test_a_key_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no key 'stepps'"):
+        study.main(["stepps=3", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("words", [["--n", "0"], ["--level", "3"], ["--side", "4"], ["--train", "3"]])
+def test_numbers_the_solver_table_cannot_use_are_refused(tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(UserError, match="--level 0 to 1"):
+        solvers.main([*words, "--out", str(tmp_path / "out")])
+
+
 @pytest.mark.long
 def test_the_whole_study_on_next_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Start, diagnosis, two arms of two seeds; the second call measures nothing."""

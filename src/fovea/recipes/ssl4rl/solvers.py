@@ -142,6 +142,8 @@ def main(argv: list[str]) -> None:
     if unknown or [name for name in options.tasks if name not in SSL and name not in LEAKS]:
         wrong = (unknown or [name for name in options.tasks if name not in SSL and name not in LEAKS])[0]
         raise UserError(f"{wrong!r} is neither images=, depth= nor a task of this study; see --help.")
+    if options.n < 1 or (options.train or 24) < 24 or not 0 <= options.level <= 1 or options.side < 16:
+        raise UserError("Give --n at least 1, --train at least 24, --level 0 to 1 and --side at least 16.")
     need_sklearn()
     counts: dict[Split, int] = {"train": options.train or min(options.n, 2000), "test": options.n}
     out = options.out
