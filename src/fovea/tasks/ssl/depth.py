@@ -27,7 +27,7 @@ FLAT = 0.15
 EDGE = 0.08
 MANY = 80
 PROBED = 64
-"""Cells a side, about, whose depths give a view's range: of a real map of half a megapixel all took half of the time."""
+"""Cells a side, about, whose depths give a view's range: all of them, half a megapixel, took half of the time."""
 
 
 def chance(
