@@ -12,6 +12,7 @@ from fovea.config import Run
 from fovea.recipes.ssl4rl import solvers, study
 from fovea.recipes.ssl4rl._arms import MODULE
 from fovea.recipes.ssl4rl._plots import gains_plot
+from fovea.recipes.ssl4rl._plots import main as plots_main
 from fovea.recipes.vlm_r1._arms import curve_of, run_arms
 from fovea.tasks import TASKS
 from fovea.tasks.curriculum import Curriculum
@@ -94,6 +95,27 @@ def test_tables_and_plot_are_made_of_what_results_json_holds(tmp_path: Path) -> 
     pytest.importorskip("matplotlib")
     gains_plot(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_runs_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run, task = tmp_path / "seed 0", "ssl/overlay_find"
+    run.mkdir()
+    step = {"reward_mean": 0.5, f"success/{task}": 0.5, f"difficulty/{task}": 0.6}
+    lines = [
+        json.dumps({"step": k} | (step if k != 1 else step | {f"success/{task}": None})) for k in range(12)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    figure = {"mean": 0.3, "ci95": [0.2, 0.4]}
+    phases = [
+        json.dumps({"phase": p, "accuracy": figure, "looking": figure}) for p in ("before", "during", "after")
+    ]
+    (run / "evaluations.jsonl").write_text("\n".join(phases))
+    for kind in ("quickstart", "difficulty"):
+        plots_main([kind, str(tmp_path / f"{kind}.png"), str(run)])
+        assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="usage"):
+        plots_main(["curve", str(run)])
 
 
 SMALL = ["steps=1", "prompts=2", "group=2", "sampling.max_new_tokens=8", "pictures.side=32"]
