@@ -8,7 +8,6 @@ parts of one picture overlap.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -172,7 +171,7 @@ def _other(
     views: list[Image.Image],
 ) -> tuple[int, Image.Image] | None:
     """(picture, view) of another picture in place of the second view, drawn by the same law so that its place and size
-    say nothing. Of several the one most like that view in colours, detail and bytes; with its means and contrasts."""
+    say nothing. Of several the one most like that view in colours and detail, and with its means and contrasts."""
     size, several = views[0].size, len(others) > 1
     second = views[1].resize((LOOK, LOOK), Image.Resampling.BICUBIC)
     found: list[tuple[float, int, Box]] = []
@@ -181,20 +180,12 @@ def _other(
         for _ in range(3 if several else 1):
             for box in _boxes(rng, picture.size, pipeline, common)[1:]:
                 view = _like(render(picture, box, (LOOK, LOOK)), second)
-                apart = float(np.abs(_colors(view) - _colors(second)).sum())
-                found.append((apart + 2 * abs(_size(view) - _size(second)), k, box))
+                found.append((float(np.abs(_colors(view) - _colors(second)).sum()), k, box))
     for _, k, box in sorted(found):
         view = render(images.picture(k), box, size)
         if not plain(view) and difference(views[0], view) >= SAME:
             return k, (_like(view, views[1]) if several else view)
     return None
-
-
-def _size(view: Image.Image) -> float:
-    """Log of the bytes as a JPEG."""
-    held = io.BytesIO()
-    view.save(held, "JPEG", quality=90)
-    return math.log(held.tell())
 
 
 def _like(view: Image.Image, other: Image.Image) -> Image.Image:
