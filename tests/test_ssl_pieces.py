@@ -432,3 +432,9 @@ def test_the_blind_chance_of_a_box() -> None:
     # For s = 0.4 that is 0.112. A larger guess does better: at most 1.5 times the area.
     assert 0.112 - 0.03 < blind_one(0.4, 1) < 0.112 * 1.8
     assert blind_two(0.25, 2) < blind_one(0.25, 2) < blind_one(0.4, 2)
+
+
+@pytest.mark.parametrize(("name", "least"), [("flip_patch", 0.2), ("strips", 0.35), ("tiles", 0.2)])
+def test_a_fifth_of_a_piece_is_hidden_even_where_it_is_easiest(name: str, least: float) -> None:
+    """With 4 to 20 % hidden the borders alone put pieces in order: ssl/strips 0.76 of 0.17, ssl/tiles 0.31 of 0.001."""
+    assert [task(name, level, POSITIONS).problem(0).meta["gap"] for level in (0.0, 1.0)] == [least, 0.5]

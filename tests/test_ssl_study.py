@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from fovea.config import Run
-from fovea.recipes.ssl4rl import study
+from fovea.recipes.ssl4rl import solvers, study
 from fovea.recipes.ssl4rl._arms import MODULE
 from fovea.recipes.ssl4rl._plots import gains_plot
+from fovea.recipes.ssl4rl._plots import main as plots_main
 from fovea.recipes.vlm_r1._arms import curve_of, run_arms
 from fovea.tasks import TASKS
 from fovea.tasks.curriculum import Curriculum
@@ -96,6 +97,27 @@ def test_tables_and_plot_are_made_of_what_results_json_holds(tmp_path: Path) -> 
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_finished_runs_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run, task = tmp_path / "seed 0", "ssl/overlay_find"
+    run.mkdir()
+    step = {"reward_mean": 0.5, f"success/{task}": 0.5, f"difficulty/{task}": 0.6}
+    lines = [
+        json.dumps({"step": k} | (step if k != 1 else step | {f"success/{task}": None})) for k in range(12)
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    figure = {"mean": 0.3, "ci95": [0.2, 0.4]}
+    phases = [
+        json.dumps({"phase": p, "accuracy": figure, "looking": figure}) for p in ("before", "during", "after")
+    ]
+    (run / "evaluations.jsonl").write_text("\n".join(phases))
+    for kind in ("quickstart", "difficulty"):
+        plots_main([kind, str(tmp_path / f"{kind}.png"), str(run)])
+        assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="usage"):
+        plots_main(["curve", str(run)])
+
+
 SMALL = ["steps=1", "prompts=2", "group=2", "sampling.max_new_tokens=8", "pictures.side=32"]
 
 
@@ -119,6 +141,17 @@ def test_an_arm_that_does_not_exist_is_named(tmp_path: Path) -> None:
         study.main(["--out", str(tmp_path), "--arms", "jigsaws"])
 
 
+def test_a_key_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no key 'stepps'"):
+        study.main(["stepps=3", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("words", [["--n", "0"], ["--level", "3"], ["--side", "4"], ["--train", "3"]])
+def test_numbers_the_solver_table_cannot_use_are_refused(tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(UserError, match="--level 0 to 1"):
+        solvers.main([*words, "--out", str(tmp_path / "out")])
+
+
 @pytest.mark.long
 def test_the_whole_study_on_next_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Start, diagnosis, two arms of two seeds; the second call measures nothing."""
@@ -133,3 +166,31 @@ def test_the_whole_study_on_next_to_nothing(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "| arm |" in said
     assert "seed0: " not in said, "an arm was run again"
+
+
+def test_pictures_that_cannot_be_used_are_named_before_any_arm(tmp_path: Path) -> None:
+    out, pictures = tmp_path / "out", tmp_path / "empty"
+    pictures.mkdir()
+    with pytest.raises(UserError, match="empty holds no pictures"):
+        study.main([f"images={pictures}", "--out", str(out)])
+    assert not out.exists()
+
+
+def test_the_solver_table_names_unusable_pictures_and_measures_later_what_was_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, pictures = tmp_path / "out", tmp_path / "empty"
+    pictures.mkdir()
+    with pytest.raises(UserError, match="empty holds no pictures"):
+        solvers.main([f"images={pictures}", "--out", str(out)])
+    assert not out.exists()
+    out.mkdir()
+    counts = {"train": 24, "test": 8}
+    for name in ("ssl-overlay.json", "ssl-depth.json"):
+        skipped = {"task": name, "n": counts, "skipped": "it was so the last time"}
+        (out / name).write_text(json.dumps(skipped))
+    small = ["--n", "8", "--train", "24", "--side", "48", "--out", str(out)]
+    solvers.main([*small, "--tasks", "ssl/overlay", "ssl/depth"])
+    assert "scores" in json.loads((out / "ssl-overlay.json").read_text())
+    assert "depth maps" in json.loads((out / "ssl-depth.json").read_text())["skipped"]
+    assert "not measured" in capsys.readouterr().out

@@ -372,6 +372,7 @@ class PicturesSection(Section):
     side: int = Field(
         default=448,
         ge=16,
+        le=8192,
         description="longest side in pixels of a picture that a self-supervised problem shows",
     )
     max_pixels: int = Field(

@@ -193,7 +193,7 @@ def open_pool(
         raise UserError(
             f"{whole.source} gives only {len(chosen)} {split} pictures of {len(whole.units)} different ones, and "
             f"{LEAST_POOL} are needed; give about {_enough(split, whole is held)}, or accept evaluating on the "
-            "pictures that are trained on with transductive=true."
+            "pictures that are trained on with pictures.transductive=true."
         )
     return _of_units(whole, chosen, split, side, max_pixels, megapixels)
 
@@ -332,7 +332,7 @@ def _refuse_overlap(own: _Whole, held: _Whole) -> None:
         raise UserError(
             f"{held.source}, which is evaluated on, holds pictures of {own.source}, which is trained on: "
             f"{printable(second[j].name)} is {printable(first[i].name)}{more}; take them out, or accept that with "
-            "transductive=true."
+            "pictures.transductive=true."
         )
 
 

@@ -43,7 +43,7 @@ def measure(
     path = out / f"{slug}.json"
     if path.is_file():
         found: dict[str, Any] = json.loads(path.read_text())
-        if found["n"] == counts and set(which) <= set(found.get("scores", which)):
+        if found["n"] == counts and set(which) <= set(found.get("scores", ())):
             return found
     try:
         tasks: dict[Split, Task] = {"train": opened("train"), "test": opened("test")}
@@ -142,11 +142,15 @@ def main(argv: list[str]) -> None:
     if unknown or [name for name in options.tasks if name not in SSL and name not in LEAKS]:
         wrong = (unknown or [name for name in options.tasks if name not in SSL and name not in LEAKS])[0]
         raise UserError(f"{wrong!r} is neither images=, depth= nor a task of this study; see --help.")
+    if options.n < 1 or (options.train or 24) < 24 or not 0 <= options.level <= 1 or options.side < 16:
+        raise UserError("Give --n at least 1, --train at least 24, --level 0 to 1 and --side at least 16.")
     need_sklearn()
     counts: dict[Split, int] = {"train": options.train or min(options.n, 2000), "test": options.n}
     out = options.out
-    out.mkdir(parents=True, exist_ok=True)
     pools = functools.cache(functools.partial(pool_of, given.get("images"), options.side, given.get("depth")))
+    for split in counts:
+        pools(split)  # pictures that cannot be used are named now, not once a task
+    out.mkdir(parents=True, exist_ok=True)
     work = functools.partial(_one, pools=pools, level=options.level, counts=counts, out=out)
     if options.jobs > 1:
         plain = functools.partial(pool_of, given.get("images"), options.side, given.get("depth"))

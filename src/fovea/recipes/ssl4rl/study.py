@@ -19,14 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from scipy.stats import t as student_t
 
 from fovea.config import Run, apply_override, load_run
+from fovea.config.recipes import explain
 from fovea.diagnosis import diagnose, write_recipe
 from fovea.recipes.ssl4rl._arms import MODULE
 from fovea.recipes.ssl4rl._plots import gains_plot
 from fovea.recipes.vlm_r1._arms import Arm, curve_of, hardware, run_arms
 from fovea.runlog import newest_model, write_json
+from fovea.tasks.opening import pool_of
+from fovea.tasks.scenes import SPLITS
 from fovea.tasks.ssl import SSL
 from fovea.types import UserError
 
@@ -263,8 +267,14 @@ def main(argv: list[str]) -> None:
     if unknown is not None:
         raise UserError(f"The study has no arm {unknown!r}; known: {', '.join(trained())}.")
     out: Path = options.out
-    out.mkdir(parents=True, exist_ok=True)
     starts = start_arms(options.overrides, options.n)
+    try:
+        run = Run.model_validate(starts[0].values)
+    except ValidationError as error:
+        raise UserError(explain(error, "ssl4rl/study")) from None
+    for split in SPLITS:
+        pool_of(run, split)  # unusable pictures are named here, not in an arm's log
+    out.mkdir(parents=True, exist_ok=True)
     run_arms(out, starts, options.jobs, MODULE)
     model = str(newest_model(out / starts[1].folder / "run"))
     diagnosed = None

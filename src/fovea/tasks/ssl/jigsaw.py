@@ -51,11 +51,11 @@ def make(
     whole: bool = False,
 ) -> Asked:
     """`n`: parts a side, 2 to 6 (0: 2 to 4 by the difficulty, with `single` as many as fit). `single`: one picture with
-    numbered parts instead of a picture a part. `gap`: share of the sides of every part that is hidden (None: 0.2 to
-    0.4). `jitter`: how differently the parts are tinted (None: 0.5 to 1). `whole`: all of the picture in its own shape,
-    not a square of it (not with `single`)."""
+    numbered parts instead of a picture a part. `gap`: share of the sides of every part that is hidden (None: 0.3 to
+    0.45). `jitter`: how differently the parts are tinted (None: 0.5 to 1). `whole`: all of the picture in its own
+    shape, not a square of it (not with `single`)."""
     n = chosen("n", n, difficulty, fitting(GRIDS, images.side) if single else GRIDS, (2, 6))
-    gap = knob("gap", gap, difficulty, 0.2, 0.4, (0, 0.5))
+    gap = knob("gap", gap, difficulty, 0.3, 0.45, (0, 0.5))
     jitter = knob("jitter", jitter, difficulty, 0.5, 1.0, (0, 1))
     whole = whole and not single
     shown = rng.permutation(n * n)  # shown[k]: which place the part with number k + 1 is from

@@ -12,19 +12,21 @@ import numpy as np
 
 from fovea.tasks.pool import Pool
 from fovea.tasks.questions import Asked
-from fovea.tasks.ssl.pieces import GAP, board, cells, cut, fitting, in_one_order, numbered, piece
+from fovea.tasks.ssl.pieces import board, cells, cut, fitting, in_one_order, numbered, piece
 from fovea.tasks.ssl.spec import TRIES, Generator, knob, unsuitable, whole
 from fovea.tasks.ssl.views import draw, finish, tint, window
 
 STRIPS = (2, 3, 4, 5)
 """How many, easiest first."""
+GAP = (0.35, 0.5, (0.0, 0.5))
+"""As `pieces.GAP`, more: strips have the longest borders. 0.1 and weaker tints put 76 of 100 in order, chance 17."""
 MANY = (2, 8)
 """Fewest and most that `n` takes."""
 Cut = Literal["either", "vertical", "horizontal"]
 
 
 def chance(
-    difficulty: float, *, n: int = 0, cuts: Cut = "either", gap: float | None = None, jitter: float = 0.5
+    difficulty: float, *, n: int = 0, cuts: Cut = "either", gap: float | None = None, jitter: float = 1.0
 ) -> float:
     return 1 / math.factorial(whole("n", n, difficulty, STRIPS, MANY))
 
@@ -37,7 +39,7 @@ def make(
     n: int = 0,
     cuts: Cut = "either",
     gap: float | None = None,
-    jitter: float = 0.5,
+    jitter: float = 1.0,
 ) -> Asked:
     """`n`: strips (0: by the difficulty and what fits). `cuts`: vertical or horizontal strips. `gap`: share of a
     strip's width that is hidden, 0 to 0.5. `jitter`: how differently the strips are tinted."""
