@@ -410,3 +410,23 @@ def test_what_cannot_work_is_refused_in_a_sentence(settings: list[str], says: st
     with pytest.raises(UserError, match=says):
         train(run)
     assert not (tmp_path / "r").exists()
+
+
+def test_difficulty_is_controlled_by_what_was_sampled_under_the_picture_as_it_is() -> None:
+    from types import SimpleNamespace
+
+    from fovea.training.setup import Session
+
+    told: list[Any] = []
+
+    class Controller:
+        def observe(self, problems: Any, shares: Any, cursor: int) -> dict[str, float]:
+            told.extend(shares)
+            return {}
+
+    reply = Completion(token_ids=np.array([1]), log_probs=np.zeros(1, np.float32), text="7", stop="eos")
+    asked = replace(NONE, answer="7")
+    replies = (*(replace(reply, text=text) for text in ("7", "8")), *(replace(reply, variant="egas"),) * 2)
+    group = Group(problem=asked, prompt=None, completions=replies, rewards=np.zeros(4), parts={})
+    Session.observe(SimpleNamespace(parts={"curriculum": Controller()}, cursor=0), [group])  # type: ignore[arg-type]
+    assert told == [0.5]

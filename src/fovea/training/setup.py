@@ -24,7 +24,7 @@ from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.evaluation import evaluate
 from fovea.models import Policy, Prompt
 from fovea.models.reference import Reference
-from fovea.phases import Explorer
+from fovea.phases import CLEAN, Explorer
 from fovea.rewards import REWARDS, correct
 from fovea.rewards.scorer import Scorer
 from fovea.rollouts import BadSample, gather, without_bad
@@ -257,9 +257,11 @@ class Session:
         if curriculum is None:
             return {}
         problems = [group.problem for group in groups]
+        # what was sampled under a changed picture says nothing of how hard the problem is
+        clean = [[reply for reply in group.completions if reply.variant == CLEAN] for group in groups]
         shares = [
-            sum(correct(reply.text, group.problem) for reply in group.completions) / len(group.completions)
-            for group in groups
+            sum(correct(reply.text, group.problem) for reply in replies) / len(replies)
+            for group, replies in zip(groups, clean, strict=True)
         ]
         return dict(curriculum.observe(problems, shares, self.cursor))
 
