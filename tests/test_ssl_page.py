@@ -1,19 +1,27 @@
-"""The table of self-supervised tasks in docs/ssl4rl.md is that of the code.
+"""The tables of docs/ssl4rl.md are those of the code, and of the studies' results.json.
 
-`FOVEA_WRITE_DOCS=1 pytest tests/test_ssl_page.py` writes it.
+`FOVEA_WRITE_DOCS=1 pytest tests/test_ssl_page.py` writes them.
 """
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from fovea.recipes.ssl4rl import solvers, study
 from fovea.tasks.graph_ssl import GRAPH_TASKS
 from fovea.tasks.ssl import SSL
 from fovea.tasks.ssl.spec import Generator, options_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "ssl4rl.md"
-BEGIN, END = "<!-- tasks: written by tests/test_ssl_page.py -->", "<!-- end of tasks -->"
+RESULTS: dict[str, Any] = json.loads(
+    Path(study.__file__).with_name("results.json").read_text(encoding="utf-8")
+)
 
 
 def chances(generator: Generator) -> str:
@@ -45,12 +53,33 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def test_the_table_of_tasks_is_that_of_the_code() -> None:
+def solver_table() -> str:
+    found = RESULTS["studies"]["solvers"]
+    return solvers.table(found["tasks"], found["planted"]).strip()
+
+
+def study_tables() -> str:
+    arms = {
+        name.removeprefix("study/"): arm for name, arm in RESULTS["arms"].items() if name.startswith("study/")
+    }
+    return study.tables(RESULTS["studies"]["study"] | {"arms": arms}).strip()
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "tasks": table,
+    "solvers": solver_table,
+    "study": study_tables,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_the_page_is_that_of_the_code(name: str) -> None:
+    begin, end = f"<!-- {name}: written by tests/test_ssl_page.py -->", f"<!-- end of {name} -->"
     text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert end, f"{PAGE.name} must hold {BEGIN} and {END}"
-    wanted = f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    assert found, f"{PAGE.name} must hold {begin} and {end}"
+    wanted = f"{before}{begin}\n\n{TABLES[name]()}\n\n{end}{after}"
     if os.environ.get("FOVEA_WRITE_DOCS"):
         PAGE.write_text(wanted, encoding="utf-8")
     assert text == wanted or os.environ.get("FOVEA_WRITE_DOCS"), (

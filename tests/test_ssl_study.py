@@ -89,7 +89,7 @@ def test_tables_and_plot_are_made_of_what_results_json_holds(tmp_path: Path) -> 
     result = json.loads(json.dumps({"arms": {"jigsaw": arm}, "start": {"tiny": start, "start": start}}))
     table = study.tables(result)
     assert (
-        "| jigsaw | +0.050 [+0.050, +0.050] | +0.025 [+0.025, +0.025] | +0.000 [+0.000, +0.000] | 9 |"
+        "| jigsaw | 2 | +0.050 [+0.050, +0.050] | +0.025 [+0.025, +0.025] | +0.000 [+0.000, +0.000] | 9 |"
         in table
     )
     pytest.importorskip("matplotlib")

@@ -218,8 +218,8 @@ def summary(
 def tables(result: Mapping[str, Any]) -> str:
     """Gains over the start: downstream in accuracy and looking, on the self-supervised tasks; then task by task."""
     lines = [
-        "| arm | downstream accuracy | downstream looking | self-supervised tasks | CPU s a run |",
-        "|---|---|---|---|---|",
+        "| arm | seeds | downstream accuracy | downstream looking | self-supervised tasks | CPU s a run |",
+        "|---|---|---|---|---|---|",
     ]
     for name, arm in result["arms"].items():
         gain, seconds = arm["metrics"]["gain"], arm["metrics"]["train_cpu_seconds"]
@@ -228,7 +228,7 @@ def tables(result: Mapping[str, Any]) -> str:
             _cell(gain["looking"]["downstream"]),
             _cell(gain["accuracy"]["self-supervised"]),
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {np.mean(seconds):.0f} |")
+        lines.append(f"| {name} | {len(arm['seeds'])} | {' | '.join(cells)} | {np.mean(seconds):.0f} |")
     tasks = list(MEASURE)
     lines += ["", f"| accuracy | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
     chance = [f"{result['start']['start'][task]['chance']:.2f}" for task in tasks]
