@@ -194,6 +194,9 @@ def test_epsilon_is_whole_and_rounded_down_into_the_ball() -> None:
     assert active(intervention, moment_of(section, 0, 7, 10))
     assert not active(intervention, moment_of(section, 0, 8, 10))
     assert moment_of(section, 0, 0, 10, epsilon=2.0).epsilon == 2
+    for whole in (1, 4):  # a sigmoid begins at 1 - 2e-9, which is no reason to lose a step
+        sigmoid = InterventionSection(name="egas", epsilon=whole, schedule="sigmoid")
+        assert [moment_of(sigmoid, 0, step, 60).epsilon for step in (0, 20, 59)] == [whole, whole, 0]
     noisy = InterventionSection(name="noisy_rollout", schedule="sigmoid")
     assert moment_of(noisy, 0, 40, 60).factor == pytest.approx(0.5)
     assert intervention_of(InterventionSection()) is None
@@ -217,6 +220,9 @@ def test_the_controller_lowers_and_raises_by_one_step_a_window() -> None:
     for _ in range(4):
         control.observe(0.0, 0.0, None)  # nothing earned says nothing
     assert control.epsilon == 4
+    for _ in range(2):
+        control.observe(0.0, 0.0, 2.0)  # but the entropy does
+    assert control.epsilon == 3
     for _ in range(99):
         control.observe(0.5, 0.0, None)
     assert control.epsilon == 1
@@ -245,6 +251,7 @@ def test_the_controller_goes_on_where_it_was_saved() -> None:
         ({"name": "noisy_rollout", "strength": 1000}, "below 1000"),
         ({"name": "occlusion", "strength": 2}, "share of the picture"),
         ({"keep": (0.9, 0.5)}, "keep="),
+        ({"name": "egas", "epsilon": 0.0157}, "write 4 for 4/255"),
     ],
 )
 def test_settings_that_make_no_sense(values: dict[str, object], says: str) -> None:

@@ -251,7 +251,13 @@ class InterventionSection(Section):
             raise ValueError(
                 "guard needs attack_steps of 2 or more: at the clean picture the KL has no gradient"
             )
-        if self.control and self.name not in ("egas", "random_sign"):
+        ball = self.name in ("egas", "random_sign")
+        if ball and 0 < self.epsilon < 1:
+            raise ValueError(
+                f"epsilon={self.epsilon:g} is less than one step of a picture's 255; it is counted in these steps, so "
+                "write 4 for 4/255"
+            )
+        if self.control and not ball:
             raise ValueError("control fits epsilon, which only egas and random_sign have")
         return self
 

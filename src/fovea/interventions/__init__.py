@@ -73,10 +73,11 @@ def _attack(section: InterventionSection) -> Attack:
 def moment_of(
     section: InterventionSection, seed: int, step: int, steps: int, epsilon: float | None = None
 ) -> Moment:
-    """Where the run is. `epsilon`: the controller's, in 1/255; default: the section's. Rounded down, into the ball."""
+    """Where the run is. `epsilon`: the controller's, in 1/255; default: the section's. Rounded down, into the ball; a
+    hundredth of a step is forgiven, for a sigmoid is never quite 1."""
     left = factor(section.schedule, step, steps, steepness=section.steepness, middle=section.middle)
     radius = section.epsilon if epsilon is None else epsilon
-    return Moment(seed=seed, step=step, epsilon=int(radius * left + 1e-9), factor=left)
+    return Moment(seed=seed, step=step, epsilon=int(radius * left + 0.01), factor=left)
 
 
 def active(intervention: Intervention, moment: Moment) -> bool:

@@ -17,7 +17,7 @@ class EpsilonControl:
 
     After `window` steps with a second phase: one step down if the second half earned less than `low` of what the first
     half earned, or the entropy of the selected tokens grew by more than `max_gain` nats in the mean; one up if it
-    earned at least `high` of it. A window whose first half earned nothing says nothing.
+    earned at least `high` of it. Where the first half earned nothing rewards say nothing.
     """
 
     most: int
@@ -48,11 +48,11 @@ class EpsilonControl:
         if self._steps < self.window:
             return
         too_much = bool(self._gains) and sum(self._gains) / len(self._gains) > self.max_gain
-        if self._clean > 0:
-            if too_much or self._changed < self.low * self._clean:
-                self.epsilon = max(self.least, self.epsilon - 1)
-            elif self._changed >= self.high * self._clean:
-                self.epsilon = min(self.most, self.epsilon + 1)
+        earned = self._clean > 0
+        if too_much or (earned and self._changed < self.low * self._clean):
+            self.epsilon = max(self.least, self.epsilon - 1)
+        elif earned and self._changed >= self.high * self._clean:
+            self.epsilon = min(self.most, self.epsilon + 1)
         self._clean, self._changed, self._gains, self._steps = 0.0, 0.0, [], 0
 
     def state(self) -> dict[str, Any]:
