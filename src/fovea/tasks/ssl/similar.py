@@ -20,6 +20,8 @@ from fovea.tasks.ssl.views import SAME, Box, difference, draw, finish, plain, re
 
 SHARES = ((0.75, 0.25), (0.8, 0.4), (0.8, 0.5, 0.2), (0.85, 0.6, 0.35, 0.1))
 """Of the reference, shown by all candidates but the last; easiest first."""
+OTHER = 0.25
+"""Difficulty below which the last is of another picture, whose bytes and colours tell it."""
 SIDE = 0.42
 """Side of a window as a share of the picture's shorter side: two that share nothing fit in."""
 
@@ -47,12 +49,12 @@ def make(
     jitter: float = 1.0,
 ) -> Asked:
     """`n`: candidates (0: by the difficulty). `last`: whether the least similar one is of another picture or of
-    another part of the same one (by difficulty: the same from 0.5 on). `equal`: every view gets the first
+    another part of the same one (by difficulty: the same from `OTHER` on). `equal`: every view gets the first
     one's mean and spread of each colour channel, so that these do not tell. `jitter`: how differently all are
     tinted after that."""
     shares = _shares(difficulty, n)
     strength = knob("jitter", jitter, difficulty, 1, 1, (0, 1))
-    other = last == "other" or (last == "by difficulty" and difficulty < 0.5)
+    other = last == "other" or (last == "by difficulty" and difficulty < OTHER)
     for _ in range(TRIES):
         picture, *rest = (images.picture(i) for i in draw(rng, images, 2))
         boxes = _windows(rng, picture.size, shares if other else (*shares, 0.0))
@@ -158,7 +160,7 @@ GENERATOR = Generator(
     rewards={"order": 1.0, "format": 0.1},
     reward_options={"order": {"partial": True, "gamma": 0.2}},
     shortcuts="sizes, zoom and resampling are the same for all; what shares more of a scene shares more of its "
-    "colours: all get one mean and spread of each channel before they are tinted apart, and from difficulty 0.5 on the "
-    "least similar one is of the same picture; joint statistics of colours and textures, and with them the size as a "
-    "file, still say something",
+    "colours: all get one mean and spread of each channel before they are tinted apart, and from difficulty 0.25 on "
+    "the least similar one is of the same picture; joint statistics of colours and textures, and with them the size as "
+    "a file, still say something",
 )
