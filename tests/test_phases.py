@@ -17,13 +17,14 @@ from torch import Tensor
 from fovea.algorithms import algorithm_of
 from fovea.config import Run, load_run
 from fovea.engines.shared_prefill import SharedPrefillEngine
-from fovea.interventions import intervention_of
+from fovea.interventions import intervention_of, noise
 from fovea.models import Policy, Prompt, backward, score
 from fovea.models.kept import keeping
 from fovea.phases import Explorer, content, entropies_under
 from fovea.rollouts import collect, lines_of, to_samples
 from fovea.training import train
 from fovea.training.optim import make_optimizer
+from fovea.training.setup import success
 from fovea.training.update import one_step, update
 from fovea.types import Completion, Group, Sampling, UserError
 
@@ -188,11 +189,32 @@ def test_every_neighbour_hands_back_pictures_that_the_prompt_takes(name: str) ->
         assert metrics["explore/entropy_gain_selected"] is not None
 
 
+def test_a_sentence_that_does_not_fit_the_context_is_left_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem whose own question fits ends no run because of what an intervention would add to it."""
+    policy = subject("qwen2_5_vl").policy
+    monkeypatch.setattr(noise, "TOLD_PROBABILITY", 1.0)
+    lengths = [len(policy.prompt(problem).token_ids) for problem in (WIDE, TWO)]
+    monkeypatch.setattr(policy.model.config.text_config, "max_position_embeddings", max(lengths))
+    monkeypatch.setattr(policy, "reply_tokens", 0)
+    longest = (WIDE, TWO)[int(np.argmax(lengths))]
+    _, _, explorer, (group,) = explored(problems=(longest,), name="share")
+    assert group.variants == {}
+    metrics = explorer.take_metrics([group])
+    assert metrics["explore/skipped"] == metrics["explore/skipped_does_not_fit"] == 1
+
+
 def test_what_moves_the_answer_is_not_done_to_boxes() -> None:
     box = replace(WIDE, kind="box", answer=(0, 0, 10, 10), frame="pixels")
     _, _, explorer, groups = explored(problems=(box,), name="rotation")
     assert groups[0].variants == {}
     assert explorer.take_metrics(groups)["explore/skipped_moves_the_answer"] == 1
+
+
+def test_difficulty_goes_by_the_replies_under_the_pictures_as_they_are() -> None:
+    group = explored(name="random_sign", problems=(replace(WIDE, kind="number", answer=3),))[3][0]
+    texts = [f"<answer>{n}</answer>" for n in (3, 3, 4, 4, 4, 4)]
+    completions = tuple(replace(c, text=text) for c, text in zip(group.completions, texts))
+    assert success(replace(group, completions=completions)) == pytest.approx(2 / 3)
 
 
 def test_special_and_format_tokens_are_no_content() -> None:

@@ -27,7 +27,7 @@ from fovea.models import Policy, Prompt, score
 from fovea.models.canvas import canvases, on_canvas
 from fovea.models.pixels import PolicyPixels
 from fovea.models.rendering import special_ids
-from fovea.types import Completion, Group, Sampling, occurrences
+from fovea.types import Completion, Group, Sampling, UserError, occurrences
 
 CLEAN = "clean"
 SECOND = 1 << 20
@@ -164,7 +164,11 @@ class Explorer:
             other = on_canvas(self.policy, prompt, changed.canvases, instruction=self.instruction)
         else:
             asked = replace(shown, question=f"{prompt.problem.question}\n{changed.text}")
-            other = self.policy.prompt(asked, self.instruction)
+            try:
+                other = self.policy.prompt(asked, self.instruction)
+            except UserError:  # the problem fits the context, but not with a sentence more
+                self._counts["does_not_fit"] += 1
+                return prompt
         return replace(other, problem=shown)
 
     def _joined(

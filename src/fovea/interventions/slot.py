@@ -16,7 +16,9 @@ import numpy as np
 
 from fovea.types import Completion, Problem
 
-Skip = Literal["no_picture", "nothing_selected", "no_gradient", "annealed", "moves_the_answer"]
+Skip = Literal[
+    "no_picture", "nothing_selected", "no_gradient", "annealed", "moves_the_answer", "does_not_fit"
+]
 """Why a problem's second phase is sampled as the first one was."""
 
 
@@ -101,7 +103,7 @@ Change = Callable[[Sequence[Seen], Pixels, Moment], list[Changed]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervention:
-    """One way to change what is sampled. Variants are values of this, in `fovea.interventions.INTERVENTIONS`."""
+    """One way to change what is sampled. Variants are values of this, made by `fovea.interventions.intervention_of`."""
 
     name: str
     """Also the `Completion.variant` of what is sampled under it."""
