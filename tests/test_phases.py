@@ -152,6 +152,17 @@ def test_an_engine_that_does_not_say_entropies_is_scored() -> None:
     assert (found[0] == found[1]).mean() > 0.999  # the sign of a gradient near 0 may be rounding
 
 
+def test_a_prompt_made_again_is_what_the_first_phase_showed() -> None:
+    """Replay trains under it, with the log-probs of then: of a tiled family the picture itself has others."""
+    policy, _, explorer, groups = explored("smolvlm", name="random_sign")
+    plain = policy.prompt(WIDE)
+    again = explorer.first(plain, 0)
+    assert torch.equal(again.media["pixel_values"], groups[0].prompt.media["pixel_values"])
+    assert not torch.equal(again.media["pixel_values"], plain.media["pixel_values"])
+    text = policy.prompt(NONE)
+    assert explorer.first(text, 0) is text
+
+
 def test_annealed_away_it_is_one_phase_to_the_bit() -> None:
     policy = subject("qwen2_5_vl").policy
     prompts = [policy.prompt(WIDE)]

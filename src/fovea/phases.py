@@ -119,6 +119,13 @@ class Explorer:
         epsilon = None if self.control is None else float(self.control.epsilon)
         return moment_of(self.run.intervention, seed[0], seed[1], self.run.steps, epsilon)
 
+    def first(self, prompt: Prompt, step: int) -> Prompt:
+        """A prompt made again, as the first phase of `step` showed it: of a tiled family the canvas is not the picture,
+        and old log-probs are of what was shown."""
+        if not active(self.intervention, self.moment((self.run.seed, step))):
+            return prompt
+        return on_canvas(self.policy, prompt, canvases(self.policy, prompt), instruction=self.instruction)
+
     def _shown(self, prompt: Prompt, pictures: Sequence[np.ndarray]) -> Prompt:
         return on_canvas(
             self.policy, prompt, pictures, instruction=self.instruction, leaf=self.intervention.asks

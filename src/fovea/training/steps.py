@@ -224,7 +224,8 @@ def prompt_again(session: Session, stored: Stored) -> Prompt:
         except UserError:  # a bad sample between
             continue
         if problem.id == stored.problem:
-            return session.policy.prompt(problem, session.instruction)
+            prompt = session.policy.prompt(problem, session.instruction)
+            return prompt if session.explorer is None else session.explorer.first(prompt, stored.step)
     raise UserError(
         f"{stored.problem}, which algorithm.replay kept, is no longer at its place in {session.task.name}; "
         "go on with the data that the run began with."
