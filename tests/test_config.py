@@ -91,6 +91,12 @@ def test_other_problems_get_their_own_rewards_unless_some_are_named(recipe: str)
         ("rewards.numeric=1e999", "finite"),
         ("freeze=[ears]", "'vision', 'projector' or 'text'"),
         ("evaluation.split=train", "'validation' or 'test'"),
+        ("evaluation.n=0", "evaluation.n=0 is not allowed: write a whole number"),
+        ("intervention.band=[0.9, 0.5]", r"intervention: band=\[0.9, 0.5\] must be \[low, high\]"),
+        (
+            "intervention.guard=0.1",
+            r"intervention: guard needs attack_steps of 2 .* the KL has no gradient\.$",
+        ),
     ],
 )
 def test_refusals_are_one_line_that_names_the_place(recipe: str, override: str, message: str) -> None:

@@ -27,7 +27,7 @@ from fovea.models import Policy, Prompt, score
 from fovea.models.canvas import canvases, on_canvas
 from fovea.models.pixels import PolicyPixels
 from fovea.models.rendering import special_ids
-from fovea.types import Completion, Group, Sampling, occurrences
+from fovea.types import Completion, Group, Sampling, UserError, occurrences
 
 CLEAN = "clean"
 SECOND = 1 << 20
@@ -88,7 +88,7 @@ class Explorer:
         draw: int = 0,
     ) -> Drawn:
         """`group` replies to each prompt, in one phase or two. `seed`: (run's seed, step)."""
-        moment = self.moment(seed)
+        moment = replace(self.moment(seed), draw=draw)
         self._epsilon = moment.epsilon
         if not active(self.intervention, moment):
             self._counts["problems"] += len(prompts)
@@ -118,6 +118,13 @@ class Explorer:
         """Where in the run a step is. `seed`: (run's seed, step)."""
         epsilon = None if self.control is None else float(self.control.epsilon)
         return moment_of(self.run.intervention, seed[0], seed[1], self.run.steps, epsilon)
+
+    def first(self, prompt: Prompt, step: int) -> Prompt:
+        """A prompt made again, as the first phase of `step` showed it: of a tiled family the canvas is not the picture,
+        and old log-probs are of what was shown."""
+        if not active(self.intervention, self.moment((self.run.seed, step))):
+            return prompt
+        return on_canvas(self.policy, prompt, canvases(self.policy, prompt), instruction=self.instruction)
 
     def _shown(self, prompt: Prompt, pictures: Sequence[np.ndarray]) -> Prompt:
         return on_canvas(
@@ -164,7 +171,11 @@ class Explorer:
             other = on_canvas(self.policy, prompt, changed.canvases, instruction=self.instruction)
         else:
             asked = replace(shown, question=f"{prompt.problem.question}\n{changed.text}")
-            other = self.policy.prompt(asked, self.instruction)
+            try:
+                other = self.policy.prompt(asked, self.instruction)
+            except UserError:  # the problem fits the context, but not with a sentence more
+                self._counts["does_not_fit"] += 1
+                return prompt
         return replace(other, problem=shown)
 
     def _joined(

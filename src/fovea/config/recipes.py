@@ -130,6 +130,12 @@ def explain(error: ValidationError, recipe: str) -> str:
     if first["type"] in ("model_type", "dict_type"):
         part = next(iter(_known_keys(first["loc"])), "NAME") if first["type"] == "model_type" else "NAME"
         return f"Recipe {recipe}: {where} is a group of values, not one; write {where}.{part}=VALUE.{more}"
+    if (
+        first["type"] == "value_error"
+    ):  # a sentence of ours; about a group of values it names the one it means
+        given = first.get("input")
+        what = where if isinstance(given, dict) else f"{where}={given!r} is not allowed"
+        return f"Recipe {recipe}: {what}: {first['ctx']['error']}.{more}"
     return f"Recipe {recipe}: {where}={first.get('input')!r} is not allowed: {first['msg'].lower()}.{more}"
 
 

@@ -135,7 +135,9 @@ def _generators(
 ) -> list[np.random.Generator]:
     chosen = [seen[ask.which] for ask in asks]
     return [
-        generator(moment.seed, moment.step, one.problem.id, one.occurrence, purpose=f"pgd {restart}")
+        generator(
+            moment.seed, moment.step, one.problem.id, one.occurrence, purpose=f"pgd {restart} {moment.draw}"
+        )
         for one in chosen
     ]
 

@@ -47,8 +47,13 @@ def _one(one: Seen, draw: Draw, moves: bool, moment: Moment) -> Changed:
         return Changed(skipped="no_picture")
     if moves and not may_move(one.problem):
         return Changed(skipped="moves_the_answer")
-    rng = generator(moment.seed, moment.step, one.problem.id, one.occurrence, purpose="intervention")
+    rng = _generator(one, moment)
     return Changed(canvases=tuple(draw(canvas, moment, rng) for canvas in one.canvases))
+
+
+def _generator(one: Seen, moment: Moment) -> np.random.Generator:
+    again = f" {moment.draw}" if moment.draw else ""
+    return generator(moment.seed, moment.step, one.problem.id, one.occurrence, purpose=f"intervention{again}")
 
 
 def noised(strength: float) -> Draw:
@@ -72,15 +77,19 @@ def hidden(share: float) -> Draw:
 
 
 def told(seen: Sequence[Seen], pixels: Pixels, moment: Moment) -> list[Changed]:
-    """R1-ShareVL-style: the first picture of a problem is changed and the question says how."""
+    """R1-ShareVL-style: the first picture of three problems in ten is changed and the question says how; the others are
+    skipped as unchanged."""
     found = []
     for one in seen:
         if not one.canvases:
             found.append(Changed(skipped="no_picture"))
             continue
-        rng = generator(moment.seed, moment.step, one.problem.id, one.occurrence, purpose="intervention")
+        rng = _generator(one, moment)
         first, sentence = told_change(one.canvases[0], rng, moves=may_move(one.problem))
-        if sentence is not None and len(one.canvases) > 1:
+        if sentence is None:
+            found.append(Changed(skipped="unchanged"))
+            continue
+        if len(one.canvases) > 1:
             sentence = f"This is about the first picture: {sentence}"
         found.append(Changed(canvases=(first, *one.canvases[1:]), text=sentence))
     return found

@@ -16,7 +16,15 @@ import numpy as np
 
 from fovea.types import Completion, Problem
 
-Skip = Literal["no_picture", "nothing_selected", "no_gradient", "annealed", "moves_the_answer"]
+Skip = Literal[
+    "no_picture",
+    "nothing_selected",
+    "no_gradient",
+    "annealed",
+    "moves_the_answer",
+    "unchanged",
+    "does_not_fit",
+]
 """Why a problem's second phase is sampled as the first one was."""
 
 
@@ -59,6 +67,8 @@ class Moment:
     """Radius of the ball in steps of 1/255, annealed and controlled."""
     factor: float
     """0 to 1: what the schedule leaves of a strength."""
+    draw: int = 0
+    """Which round of the step (groups without signal may be drawn anew)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +111,7 @@ Change = Callable[[Sequence[Seen], Pixels, Moment], list[Changed]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intervention:
-    """One way to change what is sampled. Variants are values of this, in `fovea.interventions.INTERVENTIONS`."""
+    """One way to change what is sampled. Variants are values of this, made by `fovea.interventions.intervention_of`."""
 
     name: str
     """Also the `Completion.variant` of what is sampled under it."""

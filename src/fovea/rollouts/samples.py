@@ -37,11 +37,16 @@ def learned_rewards(group: Group, algorithm: Algorithm, longest: int) -> np.ndar
     return group.rewards + overlong_penalty(lengths, longest, algorithm.overlong)
 
 
-def has_signal(group: Group, algorithm: Algorithm, longest: int) -> bool:
-    """Whether the group's rewards differ, so that a baseline leaves something (NaN: not rewarded)."""
-    rewards = learned_rewards(group, algorithm, longest)
-    given = rewards[~np.isnan(rewards)]
-    return bool(len(given) and (given != given[0]).any())
+def has_signal(group: Group, algorithm: Algorithm, longest: int, baseline: str = "pooled") -> bool:
+    """Whether the group's rewards differ, so that a baseline leaves something (NaN: not rewarded).
+
+    `baseline`: with "halves" those of a phase must differ; see `line_advantages`.
+    """
+    rewards = [learned_rewards(group, algorithm, longest)]
+    if baseline == "halves":
+        rewards = _by_phase([group], rewards)
+    given = [values[~np.isnan(values)] for values in rewards]
+    return any(len(values) > 0 and bool((values != values[0]).any()) for values in given)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

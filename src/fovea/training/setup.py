@@ -256,13 +256,7 @@ class Session:
         curriculum: Any = self.parts.get("curriculum")
         if curriculum is None:
             return {}
-        problems = [group.problem for group in groups]
-        # what was sampled under a changed picture says nothing of how hard the problem is
-        clean = [[reply for reply in group.completions if reply.variant == CLEAN] for group in groups]
-        shares = [
-            sum(correct(reply.text, group.problem) for reply in replies) / len(replies)
-            for group, replies in zip(groups, clean, strict=True)
-        ]
+        problems, shares = [group.problem for group in groups], [success(group) for group in groups]
         return dict(curriculum.observe(problems, shares, self.cursor))
 
     def note(self, bad: Sequence[BadSample]) -> None:
@@ -428,3 +422,10 @@ def _both(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]
     looking = {"before": before["looking"]["mean"], "after": after["looking"]["mean"]}
     accuracy = {"before": before["accuracy"], "after": after["accuracy"]}
     return {"n": before["n"], "chance": before["chance"], "accuracy": accuracy, "looking": looking}
+
+
+def success(group: Group) -> float:
+    """Share of right replies, 0 to 1, of those that were sampled under the pictures as they are: what an intervention
+    does to the others says nothing about how difficult the problem is."""
+    own = [reply for reply in group.completions if reply.variant == CLEAN]
+    return sum(correct(reply.text, group.problem) for reply in own) / len(own)

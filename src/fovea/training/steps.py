@@ -111,7 +111,8 @@ def roll_out(session: Session, algorithm: Algorithm, step: int) -> Rollout:
         drawn += new
         placed = list(enumerate(new, start=position))
         if algorithm.resample_limit:
-            placed = [(p, group) for p, group in placed if has_signal(group, algorithm, budget)]
+            how = "pooled" if run.intervention.ratio == "shared" else run.intervention.baseline
+            placed = [(p, group) for p, group in placed if has_signal(group, algorithm, budget, how)]
         kept += placed
         rounds += 1
     if not kept:  # nothing of it is learned, so nothing is replayed: positions do not matter
@@ -224,7 +225,8 @@ def prompt_again(session: Session, stored: Stored) -> Prompt:
         except UserError:  # a bad sample between
             continue
         if problem.id == stored.problem:
-            return session.policy.prompt(problem, session.instruction)
+            prompt = session.policy.prompt(problem, session.instruction)
+            return prompt if session.explorer is None else session.explorer.first(prompt, stored.step)
     raise UserError(
         f"{stored.problem}, which algorithm.replay kept, is no longer at its place in {session.task.name}; "
         "go on with the data that the run began with."
