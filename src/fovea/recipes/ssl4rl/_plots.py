@@ -45,7 +45,7 @@ def gains_plot(result: Mapping[str, Any], path: Path) -> None:
         for row, name in enumerate(names):
             gain = result["arms"][name]["metrics"]["gain"][figure_of][group]
             ax.plot(gain["seeds"], [row] * len(gain["seeds"]), "o", color="#1f6f8b", alpha=0.4, markersize=4)
-            if gain["ci95"] is not None:
+            if gain["ci95"] is not None and len(gain["seeds"]) > 2:  # of two it is wider than the plot
                 ax.plot(gain["ci95"], [row, row], color="#c1440e", linewidth=1.5)
             ax.plot([gain["mean"]], [row], "|", color="#c1440e", markersize=10, markeredgewidth=2)
         ax.set_title(title, loc="left")
