@@ -333,6 +333,7 @@ def test_the_update_is_the_gradient_of_the_written_formula(ratio: str) -> None:
     algorithm = algorithm_of(run)
     assert one_step(run, algorithm) == (ratio in ("clean", "shared"))
     model = policy.model
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = make_optimizer(policy, run.optimizer)
     found: dict[str, Tensor] = {}
 
@@ -344,7 +345,8 @@ def test_the_update_is_the_gradient_of_the_written_formula(ratio: str) -> None:
     report = update(
         policy, optimizer, samples, algorithm, SAMPLING, run, 0, terms=(), first=one_step(run, algorithm)
     )
-    policy.version = version
+    policy.version = version  # other tests share the policy: it stays as it was
+    model.load_state_dict(weights)
     model.zero_grad(set_to_none=True)
     prompts = list({id(s.trained_prompt): s.trained_prompt for s in samples}.values())
     rows = [(next(i for i, p in enumerate(prompts) if p is s.trained_prompt), s.token_ids) for s in samples]
