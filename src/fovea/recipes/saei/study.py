@@ -120,11 +120,12 @@ READ = {
 def tables(result: Mapping[str, Any]) -> str:
     """Markdown: every figure with its interval, then the differences from GRPO."""
     figures = list(READ)
-    lines = [f"| arm | {' | '.join(figures)} | CPU s a run |", "|---" * (len(figures) + 2) + "|"]
+    lines = [f"| arm | seeds | {' | '.join(figures)} | CPU s a run |", "|---" * (len(figures) + 3) + "|"]
     for name, arm in result["arms"].items():
         metrics = arm["metrics"]
         cells = [_cell(metrics[figure]) for figure in figures]
-        lines.append(f"| {name} | {' | '.join(cells)} | {np.mean(metrics['train_cpu_seconds']):.0f} |")
+        seeds, seconds = len(metrics[figures[0]]["seeds"]), np.mean(metrics["train_cpu_seconds"])
+        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} | {seconds:.0f} |")
     lines += ["", f"| arm - grpo, paired | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
     for name, arm in result["arms"].items():
         if name != "grpo" and "against_grpo" in arm["metrics"][figures[0]]:
