@@ -17,9 +17,12 @@ from torch import Tensor
 from fovea.algorithms import algorithm_of
 from fovea.config import Run, load_run
 from fovea.engines.shared_prefill import SharedPrefillEngine
-from fovea.interventions import intervention_of, noise
+from fovea.interventions import Ask, Seen, intervention_of, noise
+from fovea.interventions.noise import random_sign
 from fovea.models import Policy, Prompt, backward, score
+from fovea.models.canvas import canvases, on_canvas
 from fovea.models.kept import keeping
+from fovea.models.pixels import PolicyPixels
 from fovea.phases import Explorer, content, entropies_under
 from fovea.rollouts import collect, lines_of, to_samples
 from fovea.training import train
@@ -494,3 +497,35 @@ def test_a_round_drawn_again_has_other_noise_and_halves_need_a_signal_of_their_o
     assert has_signal(apart, algorithm, 6)
     assert not has_signal(apart, algorithm, 6, "halves")
     assert has_signal(replace(group, rewards=np.array([0.0, 1, 0, 1, 1, 1])), algorithm, 6, "halves")
+
+
+def test_the_guard_costs_the_kl_away_from_the_clean_picture_and_pulls_nowhere_at_it() -> None:
+    """value = Σ w H - Σ g (r - 1 - log r), r = π(changed) / π(clean) at the sampled tokens; no gradient at r = 1."""
+    policy, run = subject("qwen2_5_vl").policy, run_of(name="egas")
+    prompt = policy.prompt(WIDE)
+    own = canvases(policy, prompt)
+    shown = on_canvas(policy, prompt, own, leaf=True)
+    engine = SharedPrefillEngine(policy)
+    (replies,) = engine.generate([shown], 3, SAMPLING, seed=(0, 0), entropies=True)
+    seen = Seen(
+        problem=prompt.problem,
+        occurrence=0,
+        canvases=own,
+        completions=replies,
+        entropies=tuple(np.asarray(reply.entropies) for reply in replies),
+        content=tuple(content(policy, reply) for reply in replies),
+    )
+    pixels = PolicyPixels(
+        policy=policy, prompts=[shown], seen=[seen], sampling=SAMPLING, tokens_per_pass=run.tokens_per_pass
+    )
+    ones = tuple(np.ones(len(reply.token_ids), np.float32) for reply in replies)
+    plain, guarded = Ask(which=0, weights=ones), Ask(which=0, weights=ones, guards=ones)
+    for free, held in zip(*(pixels.gradients([ask])[0].gradients for ask in (plain, guarded))):
+        assert np.abs(free - held).max() <= 1e-3 * np.abs(free).max()
+    moved = tuple(random_sign(canvas, 16, np.random.default_rng(0)).astype(np.float32) for canvas in own)
+    values = [pixels.values([replace(ask, canvases=moved)])[0].value for ask in (plain, guarded)]
+    other = on_canvas(policy, prompt, [canvas.astype(np.uint8) for canvas in moved])
+    log_ratio = np.concatenate([log_probs(policy, other, reply) - reply.log_probs for reply in replies])
+    cost = float((np.exp(log_ratio) - 1 - log_ratio).sum())
+    assert cost > 1e-3
+    assert values[0] - values[1] == pytest.approx(cost, rel=1e-2)

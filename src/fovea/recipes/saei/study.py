@@ -58,18 +58,21 @@ BASE: dict[str, Any] = {
 
 
 def arm_of(name: str, seed: int, overrides: Sequence[str], n: int) -> Arm:
-    """One run. `n`: held-out problems of the domain; half as many of each task outside."""
+    """One run. `n`: as in `measured`."""
     values: dict[str, Any] = BASE | {"intervention": dict(ARMS[name])}
     for override in overrides:
         apply_override(values, override)
-    measure = {TASK: n} | dict.fromkeys(OUTSIDE, max(1, n // 2))
-    return Arm(name=name, seed=seed, task=TASK, values=values, measure=measure)
+    return Arm(name=name, seed=seed, task=TASK, values=values, measure=measured(n))
 
 
 def start_arm(n: int) -> Arm:
     """fovea-tiny as it is, only measured."""
-    measure = {TASK: n} | dict.fromkeys(OUTSIDE, max(1, n // 2))
-    return Arm(name="start", seed=0, task=TASK, values=BASE | {"steps": 0}, measure=measure)
+    return Arm(name="start", seed=0, task=TASK, values=BASE | {"steps": 0}, measure=measured(n))
+
+
+def measured(n: int) -> dict[str, int]:
+    """Task → held-out problems: `n` in the domain, half as many of each task outside."""
+    return {TASK: n} | dict.fromkeys(OUTSIDE, max(1, n // 2))
 
 
 # --- what came of it -------------------------------------------------------------------------------------------------
