@@ -12,7 +12,7 @@ What is done with a reply that holds no legal action is `Rules.invalid`:
     end       the same, and the episode terminates as a failure
 
 `info` holds "action" (name of what was done, or None), "legal" (whether the reply said it), "legal_actions", "state",
-"said" (`Said`), "parts" (the reward by part), and of an episode that is over "success".
+"thought" (the state transcribed), "said" (`Said`), "parts" (the reward by part), and of an episode that is over "success".
 
 Not here: which tokens a reply is made of, episodes side by side (`fovea.rollouts`).
 """
@@ -128,7 +128,12 @@ class Spoken:
 
     def _info(self) -> dict[str, Any]:
         legal = () if self._over else self.game.legal(self.inner)
-        return {"legal_actions": legal, "state": dict(self.game.state(self.inner)), "turns": self._turns}
+        return {
+            "legal_actions": legal,
+            "state": dict(self.game.state(self.inner)),
+            "thought": self.game.thought(self.inner),
+            "turns": self._turns,
+        }
 
     def close(self) -> None:
         self.env.close()

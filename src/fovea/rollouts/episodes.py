@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,17 +28,12 @@ from fovea.environments.seeds import episode_seed
 from fovea.models import Policy, Prompt
 from fovea.models.critic import values
 from fovea.rollouts.spans import action_start
+from fovea.rollouts.turn_rewards import TurnReward
 from fovea.types import Completion, Earlier, Problem, Sampling, Trajectory, Turn
 
 Show = Callable[[Sequence["Place"]], Sequence[Observation]]
 """What the model is shown of the episodes under way, where that is not what they show (an evaluation's swapped and blank
 pictures)."""
-
-
-class TurnReward(Protocol):
-    """A further reward of a turn. `before`, `after`: the state before and after it (`Game.state`)."""
-
-    def __call__(self, text: str, *, before: Mapping[str, Any], after: Mapping[str, Any]) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,9 +170,8 @@ class Stage:
         said: Said = info["said"]
         start = action_start(self.policy, reply.token_ids, said.start)
         parts = dict(info["parts"])
-        before, after = place.info.get("state", {}), info.get("state", {})
         for name, (function, weight) in self.rewards.items():
-            parts[name] = weight * float(function(reply.text, before=before, after=after))
+            parts[name] = weight * float(function(reply.text, before=place.info, after=info))
         place.fresh.append(
             Turn(
                 prompt=prompt,
@@ -189,7 +183,7 @@ class Stage:
                 thought=said.thought,
                 parts=parts,
                 anchor=digest((*place.observation,)),
-                state=before,
+                state=place.info["state"],
                 taught=None if self.taught is None else self.taught(place.info),
             )
         )

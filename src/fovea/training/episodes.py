@@ -20,8 +20,9 @@ from fovea.models.shared_prefix import Row
 from fovea.rollouts.turns import episode_metrics, explained_variance, turn_samples, turns_of
 from fovea.training.batch import distinct_rows
 from fovea.training.setup import Session
+from fovea.training.strips import strip
 from fovea.training.update import one_step, update
-from fovea.types import Sample, Trajectory, Turn
+from fovea.types import Sample, Trajectory
 
 
 def episode_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -46,7 +47,11 @@ def episode_step(session: Session, step: int) -> tuple[dict[str, Any], list[dict
     timing = {"rollout_seconds": drawn - began, "update_seconds": time.perf_counter() - drawn}
     examples: list[dict[str, Any]] = []
     if step == 0 or (run.show_every > 0 and (step + 1) % run.show_every == 0):
-        examples = strips(session, trajectories, samples)
+        place = 0
+        for trajectory in trajectories[: run.show_groups]:
+            own = samples[place : place + len(trajectory.turns)]
+            examples += strip(session.log, trajectory, [float(sample.advantage[0]) for sample in own])
+            place += len(own)
     return _metrics(trajectories, samples) | report | gaps | timing, examples
 
 
@@ -131,44 +136,3 @@ def _metrics(trajectories: Sequence[Trajectory], samples: Sequence[Sample]) -> d
     if explained is not None:
         episodes["explained_variance"] = explained
     return found | {"accuracy": episodes["success"]} | episodes
-
-
-def strips(
-    session: Session, trajectories: Sequence[Trajectory], samples: Sequence[Sample]
-) -> list[dict[str, Any]]:
-    """Records of the first `show_groups` trajectories' turns, in order: the film strips of the log."""
-    records: list[dict[str, Any]] = []
-    place = 0
-    for number, trajectory in enumerate(trajectories):
-        for i, turn in enumerate(trajectory.turns):
-            if number < session.run.show_groups:
-                records.append(_frame(session, trajectory, i, turn, samples[place]))
-            place += 1
-    return records
-
-
-def _frame(session: Session, trajectory: Trajectory, i: int, turn: Turn, sample: Sample) -> dict[str, Any]:
-    """One turn as a plain record, with the keys of a completion's and those of an episode."""
-    problem, values = turn.prompt.problem, turn.completion.values
-    return {
-        "id": problem.id,
-        "question": problem.question,
-        "pictures": session.log.pictures(problem),
-        "answer": None,
-        "text": turn.completion.text,
-        "stop": turn.completion.stop,
-        "reward": turn.reward,
-        "parts": dict(turn.parts),
-        "advantage": float(sample.advantage[0]),
-        "mean_log_prob": float(turn.completion.log_probs.mean()),
-        "variant": turn.completion.variant,
-        "policy_version": turn.completion.policy_version,
-        "episode": trajectory.id,
-        "turn": trajectory.first + i,
-        "action": turn.action,
-        "legal": turn.legal,
-        "value": None if values is None else float(values[0]),
-        "terminated": trajectory.terminated and i + 1 == len(trajectory.turns),
-        "truncated_episode": trajectory.truncated and i + 1 == len(trajectory.turns),
-        "success": trajectory.success if i + 1 == len(trajectory.turns) else None,
-    }
