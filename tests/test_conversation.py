@@ -237,6 +237,14 @@ def test_a_reply_without_end_gets_the_templates_as_context(family: str) -> None:
     assert strange[place : place + 2].tolist() == [other, policy.reply_end]
 
 
+def test_a_reply_that_another_token_ended_gets_the_templates_end_too() -> None:
+    policy = miniature()
+    other = next(token for token in policy.eos_ids if token != policy.reply_end)
+    before, reply = policy.prompt(ONE), np.append(policy.encode_reply("Left")[:-1], other)
+    after = continue_prompt(policy, before, reply, WIDE).token_ids[len(before.token_ids) :]
+    assert after[: len(reply) + 1].tolist() == [*reply.tolist(), policy.reply_end]
+
+
 def changed(family: str, template: str) -> Policy:
     """A policy of a family with another chat template."""
     model, processor = random_policy_parts(family, **SIZES)
