@@ -23,6 +23,7 @@ from miniature import SYSTEM, miniature
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.models.adapter import Prompt
 from fovea.models.construct import random_policy_parts
 from fovea.models.conversation import continue_prompt, conversation
@@ -440,3 +441,44 @@ def gradients_of(model: Any) -> dict[str, Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_episode_sampled_turn_by_turn_is_scored_as_it_was_sampled(family: str) -> None:
+    """Against the plain model too: of every turn, under the turns that were really sampled before it."""
+    one = subject(family)
+    engine, problems = SharedPrefillEngine(one.policy), SPOKEN["one, two, one"]
+    prompt, said = one.policy.prompt(problems[0]), []
+    for turn, asked in enumerate(problems):
+        if turn:
+            prompt = continue_prompt(one.policy, prompt, said[-1], asked)
+        reply = engine.generate([prompt], 1, SAMPLING, seed=(0, turn))[0][0]
+        said.append(reply.token_ids)
+        ours = torch.from_numpy(reply.log_probs)
+        with torch.no_grad():
+            plain, _ = plain_log_probs(one, prompt, problems[: turn + 1], [reply.token_ids])
+        assert_log_probs_close(ours, plain)
+        assert_log_probs_close(ours, score(one.policy, [prompt], [(0, reply.token_ids)], SAMPLING)[0])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_frozen_tower_sees_a_picture_once_in_an_episode(family: str) -> None:
+    policy = loud_policy(family, **SIZES)
+    problems, said = SPOKEN["one, two, one"], sampled(policy, (7, 4))
+    rows = [(0, sampled(policy, (9,), seed=4)[0])]
+    expected, _ = score(policy, [spoken(policy, problems, said)], rows, SAMPLING)
+    frozen = make_policy(policy.model, policy.processor, freeze=("vision", "projector"))
+    assert frozen.family.name == family
+    seen = []
+    encode = frozen.family.encode_images
+
+    def counted(model: Any, media: Any) -> Any:
+        seen.append(len(media["image_sizes" if family == "llava_onevision" else "image_grid_thw"]))
+        return encode(model, media)
+
+    frozen.family = replace(frozen.family, encode_images=counted)
+    score(frozen, [frozen.prompt(problems[0])], rows, SAMPLING)
+    score(frozen, [spoken(frozen, problems[:2], said)], rows, SAMPLING)
+    ours, _ = score(frozen, [spoken(frozen, problems, said)], rows, SAMPLING)
+    assert_log_probs_close(ours, expected)
+    assert sum(seen) == 4
