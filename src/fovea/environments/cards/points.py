@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from fovea.environments.cards import drawing
-from fovea.environments.cards.formula_solver import completion, solvable, without
+from fovea.environments.cards.formula_solver import completion, solutions, solvable, without
 from fovea.environments.cards.formulas import Divide, Stack, evaluate_like_python, exact, push, value_of
 from fovea.environments.cards.table import PictureGame, Step
 from fovea.tasks.card_pictures import RANKS, SUITS, Card
@@ -125,11 +125,23 @@ class Points(PictureGame):
 
 
 def rest(env: Any) -> tuple[str, ...] | None:
-    """The fewest symbols that still finish the formula rightly; None: nothing helps, or no actions are left for it."""
-    if env.stack is None:
+    """Symbols that still finish the formula rightly; None: nothing helps, or too few actions are left for it.
+
+    The shortest known solution that begins like the formula, else the fewest symbols that the search finds.
+    """
+    cards = tuple(sorted(env.numbers()))
+    operators = env.signs.replace("(", "")
+    if env.stack is None or not solvable(cards, env.target, operators):
         return None
-    found = completion(env.stack, env.left, env.target, env.signs, env.preset == "paper")
-    return found if found is not None and len(found) <= env.cap + 1 - env.actions else None
+    actions, floats = env.cap + 1 - env.actions, env.preset == "paper"
+    written = tuple(symbol for symbol in env.formula if symbol != " ")
+    for symbols in solutions(cards, env.target, operators):
+        following = symbols[len(written) :]
+        if symbols[: len(written)] == written and len(following) <= actions:
+            if not floats or evaluate_like_python("".join(symbols[:-1])) == env.target:
+                return following
+    found = completion(env.stack, env.left, env.target, env.signs, floats)
+    return found if found is not None and len(found) <= actions else None
 
 
 def expert(env: Any) -> str:
