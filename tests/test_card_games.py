@@ -415,6 +415,20 @@ def test_solutions_are_right_and_say_when_there_is_none() -> None:
     assert solutions((2, 10), 12, "+*") == (("10", "+", "2", "="), ("2", "+", "10", "="))
 
 
+@pytest.mark.long
+def test_every_formula_of_every_hand() -> None:
+    hands = tuple(itertools.combinations_with_replacement(range(1, 11), 4))
+    found = {cards: solutions(cards, 24) for cards in hands}
+    assert len(hands) == 715
+    assert sum(map(bool, found.values())) == 566
+    assert sum(map(len, found.values())) == 12_636
+    assert max(len(symbols) for some in found.values() for symbols in some) == 12
+    for cards, some in found.items():
+        assert all(solves("".join(symbols[:-1]), cards, 24) for symbols in some)
+        shortest = completion((), cards, 24, "+-*/(")
+        assert len(shortest or ()) == min(map(len, some), default=0)
+
+
 def test_the_shortest_solution_is_found_from_nothing_and_from_half_a_formula() -> None:
     rng = np.random.default_rng(1)
     for _ in range(12):
@@ -450,9 +464,7 @@ def test_the_expert_goes_on_from_redundant_brackets_and_gives_up_when_nothing_he
     assert points24.GAME.reason is not None
     assert points24.GAME.reason(env, "=") == "no formula makes 24"
     env = hand(UnseenPoints24(), "4", "6", "10", "10")
-    press(
-        env, *"(((((((((((((("
-    )  # fourteen opened: they would have to be closed, and 21 symbols do not suffice
+    press(env, *"((((((((((((((")  # closing them all would take more than 21 symbols
     assert points24.points.rest(env) is None
 
 
@@ -633,3 +645,49 @@ def test_every_card_is_inside_the_picture_in_fixed_and_the_fifth_is_not_in_paper
 
 
 # --- a learner that knows nothing of us ----------------------------------------------------------------------
+
+
+def test_a_learner_that_knows_nothing_of_us_learns_number_line_from_the_picture() -> None:
+    """stable-baselines3's PPO with a small convolutional network: measured 96 % after 4,096 moves; random 26.5 %."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from torch import Tensor, nn
+
+    class Small(BaseFeaturesExtractor):
+        def __init__(self, space: Any) -> None:
+            super().__init__(space, 128)
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 16, 8, 4), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten()
+            )
+            self.head = nn.Sequential(nn.Linear(32 * 6 * 6, 128), nn.ReLU())
+
+        def forward(self, pictures: Tensor) -> Tensor:
+            return self.head(self.net(pictures))
+
+    torch.manual_seed(0)
+    learner = PPO(
+        "CnnPolicy",
+        NumberLine(side=64),
+        seed=0,
+        n_steps=512,
+        batch_size=128,
+        n_epochs=6,
+        learning_rate=1e-3,
+        gamma=0.9,
+        ent_coef=0.01,
+        policy_kwargs={"features_extractor_class": Small, "net_arch": []},
+        device="cpu",
+    )
+    learner.learn(4_096)
+    env, wins = NumberLine(side=64), 0
+    for seed in range(10_000, 10_100):  # fonts and colours of training in new mixtures
+        picture, _ = env.reset(seed=seed)
+        total, terminated = 0.0, False
+        while not env.over:
+            action, _ = learner.predict(picture, deterministic=True)
+            picture, reward, terminated, _, _ = env.step(int(action))
+            total += reward
+        wins += number_line.GAME.won(env, total, terminated)
+    print("PPO wins", wins, "of 100")
+    assert wins > 60

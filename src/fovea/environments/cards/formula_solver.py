@@ -103,9 +103,14 @@ def _formulas(order: tuple[int, ...], signs: str) -> Iterator[_Part]:
 
 @functools.lru_cache(maxsize=16384)
 def completion(
-    stack: Stack, left: tuple[int, ...], target: int, signs: str = ALL_SIGNS, floats: bool = False
+    stack: Stack,
+    left: tuple[int, ...],
+    target: int,
+    signs: str = ALL_SIGNS,
+    most: int = 21,
+    floats: bool = False,
 ) -> tuple[str, ...] | None:
-    """The fewest symbols that finish a formula rightly, "=" included; None where it is beyond help.
+    """The fewest symbols, at most `most`, that finish a formula rightly, "=" included; None where nothing does.
 
     `stack` is what is written (`formulas.push`), `left` the cards not yet used, ascending. `floats` divides as Python
     does, so that 8/(3-8/3) is not 24. `signs` with "(" last allow brackets.
@@ -124,11 +129,18 @@ def completion(
                 number = symbol.isdigit()
                 after = push(at, int(symbol) if number else symbol, divide)
                 remaining = without(cards, int(symbol)) if number else cards
-                if after is not None and (after, remaining) not in seen:
+                if after is None or len(written) + 1 + _needed(after, remaining) > most:
+                    continue
+                if (after, remaining) not in seen:
                     seen.add((after, remaining))
                     following.append((after, remaining, (*written, symbol)))
         level = following
     return None
+
+
+def _needed(stack: Stack, cards: tuple[int, ...]) -> int:
+    """Symbols that must still come: each card, an operator before each but the next, closing brackets, "="."""
+    return 2 * len(cards) - wants_number(stack) + stack.count("(") + 1
 
 
 def _next_symbols(stack: Stack, cards: tuple[int, ...], operators: str, brackets: bool) -> list[str]:

@@ -127,7 +127,8 @@ class Points(PictureGame):
 def rest(env: Any) -> tuple[str, ...] | None:
     """Symbols that still finish the formula rightly; None: nothing helps, or too few actions are left for it.
 
-    The shortest known solution that begins like the formula, else the fewest symbols that the search finds.
+    The shortest known solution that begins like the formula (of several the one nearest to the order in which the
+    cards lie, which is easiest to learn), else the fewest symbols that the search finds.
     """
     cards = tuple(sorted(env.numbers()))
     operators = env.signs.replace("(", "")
@@ -135,13 +136,20 @@ def rest(env: Any) -> tuple[str, ...] | None:
         return None
     actions, floats = env.cap + 1 - env.actions, env.preset == "paper"
     written = tuple(symbol for symbol in env.formula if symbol != " ")
-    for symbols in solutions(cards, env.target, operators):
-        following = symbols[len(written) :]
-        if symbols[: len(written)] == written and len(following) <= actions:
-            if not floats or evaluate_like_python("".join(symbols[:-1])) == env.target:
-                return following
-    found = completion(env.stack, env.left, env.target, env.signs, floats)
-    return found if found is not None and len(found) <= actions else None
+    fitting = [
+        symbols
+        for symbols in solutions(cards, env.target, operators)
+        if symbols[: len(written)] == written
+        and len(symbols) - len(written) <= actions
+        and (not floats or evaluate_like_python("".join(symbols[:-1])) == env.target)
+    ]
+    if fitting:
+        numbers = env.numbers()
+        places = {
+            symbols: [numbers.index(int(name)) for name in symbols if name.isdigit()] for symbols in fitting
+        }
+        return min(fitting, key=lambda symbols: (len(symbols), places[symbols]))[len(written) :]
+    return completion(env.stack, env.left, env.target, env.signs, actions, floats)
 
 
 def expert(env: Any) -> str:
