@@ -100,6 +100,20 @@ def test_an_episode_depends_on_the_seed_and_the_split_alone(game: Game, preset: 
 
 
 @every_game
+def test_an_episode_is_restored_from_its_journal(game: Game) -> None:
+    from fovea.environments.replay import Recorded, restore
+
+    env = Recorded(game.make(side=64), id=game.name, kwargs={"side": 64})
+    env.reset(seed=2, options={"split": "validation"})
+    for name in ("-", "hit", "(", "10"):
+        if name in game.legal(env.env) and not env.env.over:  # type: ignore[attr-defined]
+            env.step(game.act(env.env, name))
+    again = restore(json.loads(json.dumps(env.state())), make=lambda id, **options: game.make(**options))
+    assert game.state(again.env) == game.state(env.env)
+    assert again.env.render().tobytes() == env.env.render().tobytes()  # type: ignore[attr-defined]
+
+
+@every_game
 @every_preset
 @pytest.mark.parametrize("wording", ["short", "paper"])
 def test_the_game_is_spoken_of_in_names_that_can_be_read_back(game: Game, preset: str, wording: str) -> None:
