@@ -96,9 +96,9 @@ def ask(env: Any) -> str:
         return "Blackjack: get nearer to 21 than the dealer. Actions: stand or hit."
     return (
         "You are playing blackjack. The picture shows the dealer's cards above, one of them face down, and yours "
-        "below. You win with a total above the dealer's that does not pass 21; the dealer draws to 17. J, Q and K count "
-        "10; an ace counts 11, or 1 where 11 would pass 21. 'hit' takes another card, 'stand' takes none and ends your "
-        "turn. First add up your cards and read the dealer's open one, then think about which action is better."
+        "below. You win with a total above the dealer's that does not pass 21; the dealer draws to 17. J, Q and K "
+        "count 10; an ace counts 11, or 1 where 11 would pass 21. 'hit' takes another card, 'stand' takes none and "
+        "ends your turn. First add up your cards and read the dealer's open one, then think about what is better."
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fovea.tasks.card_pictures import ASPECT, RGB, Card, CardStyle, draw_back, draw_card, random_style
 from fovea.tasks.fonts import load, pick
@@ -41,8 +41,8 @@ _SHEETS: tuple[RGB, ...] = (
 class Look:
     """How the pictures of one episode are printed. Example: Look(font="test/Tinos-Bold.ttf")"""
 
-    font: str | None = None
-    """Name of a font of `fovea.tasks.fonts`; None: Pillow's own."""
+    font: str = "train/DejaVuSans-Bold.ttf"
+    """Name of a font of `fovea.tasks.fonts`. The original's games look for DejaVu."""
     style: CardStyle = field(default_factory=CardStyle)
     sheet: RGB = (255, 255, 255)
     """Ground of the pictures without cards."""
@@ -69,28 +69,19 @@ def look(rng: np.random.Generator, split: Split) -> Look:
 
 
 @functools.lru_cache(maxsize=512)
-def _face(name: str | None, size: int) -> ImageFont.FreeTypeFont:
-    if name is not None:
-        return load(name, size)
-    face = ImageFont.load_default(size)
-    assert isinstance(face, ImageFont.FreeTypeFont)  # Pillow is built with FreeType
-    return face
-
-
-@functools.lru_cache(maxsize=512)
 def _card(card: Card, height: int, look: Look) -> Image.Image:
     if card.hidden:
         return draw_back(height, look.style)
-    return draw_card(card.rank, card.suit, height, _face(look.font, 40), look.style)
+    return draw_card(card.rank, card.suit, height, load(look.font, 40), look.style)
 
 
 def _write(image: Image.Image, look: Look, text: str, box: tuple[int, int, int, int], ink: RGB) -> None:
-    """Text in the middle of a box, as large as fits, its digits all of one height."""
+    """Text in the middle of a box, as large as fits, but no larger than a digit would be."""
     width, height = box[2] - box[0], box[3] - box[1]
-    left, top, right, bottom = _face(look.font, 100).getbbox(text + "0")
-    wide = right - left - (_face(look.font, 100).getlength("0") if text else 0)
-    size = max(6, int(100 * min(width / max(1, wide), height / max(1, bottom - top))))
-    face = _face(look.font, size)
+    large = load(look.font, 100)
+    tall = large.getbbox(text + "0")
+    size = 100 * min(width / max(1, large.getlength(text)), height / (tall[3] - tall[1]))
+    face = load(look.font, max(6, int(size)))
     draw = ImageDraw.Draw(image)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=face)
     x, y = box[0] + (width - right + left) / 2 - left, box[1] + (height - bottom + top) / 2 - top
@@ -129,7 +120,8 @@ def _tallest(width: int, height: int, counts: Sequence[int], gap: int) -> tuple[
 def _place(
     image: Image.Image, look: Look, cards: Sequence[Card], top: int, tall: int, columns: int, gap: int
 ) -> int:
-    """Cards in rows from `top` on, each row in the middle; returns where the next row begins."""
+    """Cards in even rows from `top` on, each row in the middle; returns where the next row begins."""
+    columns = -(-len(cards) // -(-len(cards) // columns))
     for start in range(0, len(cards), columns):
         row = cards[start : start + columns]
         wide = round(tall * ASPECT)
@@ -179,7 +171,7 @@ def table(look: Look, size: Size, dealer: Sequence[Card], player: Sequence[Card]
 
 def _text(image: Image.Image, x: float, y: float, text: str, size: float, ink: RGB) -> None:
     k = image.width / PAPER_SIDE
-    face = _face(None, max(4, round(size * k)))
+    face = load(PLAIN.font, max(4, round(size * k)))
     ImageDraw.Draw(image).text((round(x * k), round(y * k)), text, fill=ink, font=face)
 
 

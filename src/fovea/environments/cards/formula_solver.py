@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -60,7 +60,7 @@ _Part = tuple[Fraction, int, tuple[str, ...]]
 """Value, how tightly its last operator binds (3: a single number), and its symbols."""
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=1024)
 def solutions(cards: tuple[int, ...], target: int, signs: str = ALL_SIGNS) -> tuple[tuple[str, ...], ...]:
     """Every formula without redundant brackets that reaches the target, as symbols to press, the shortest first.
 
@@ -68,7 +68,7 @@ def solutions(cards: tuple[int, ...], target: int, signs: str = ALL_SIGNS) -> tu
     """
     found = set()
     for order in sorted(set(itertools.permutations(cards))):
-        for value, _, symbols in _parts(order, signs):
+        for value, _, symbols in _formulas(order, signs):
             if value == target:
                 found.add((*symbols, "="))
     return tuple(sorted(found, key=lambda symbols: (len(symbols), symbols)))
@@ -76,10 +76,14 @@ def solutions(cards: tuple[int, ...], target: int, signs: str = ALL_SIGNS) -> tu
 
 @functools.lru_cache(maxsize=4096)
 def _parts(order: tuple[int, ...], signs: str) -> tuple[_Part, ...]:
+    """Kept for up to three cards, of which there are few; those of four would fill the memory."""
+    return tuple(_formulas(order, signs))
+
+
+def _formulas(order: tuple[int, ...], signs: str) -> Iterator[_Part]:
     """Every formula of the cards in this order."""
     if len(order) == 1:
-        return ((Fraction(order[0]), 3, (str(order[0]),)),)
-    made = []
+        yield Fraction(order[0]), 3, (str(order[0]),)
     for cut in range(1, len(order)):
         for a, left, before in _parts(order[:cut], signs):
             for b, right, after in _parts(order[cut:], signs):
@@ -91,8 +95,7 @@ def _parts(order: tuple[int, ...], signs: str) -> tuple[_Part, ...]:
                         continue  # 3+(5-8) is found as 3+5-8 at another cut
                     first = before if left >= level else ("(", *before, ")")
                     second = after if right > level else ("(", *after, ")")
-                    made.append((_joined(a, sign, b), level, (*first, sign, *second)))
-    return tuple(made)
+                    yield _joined(a, sign, b), level, (*first, sign, *second)
 
 
 # --- finishing a formula -------------------------------------------------------------------------------------
@@ -100,9 +103,14 @@ def _parts(order: tuple[int, ...], signs: str) -> tuple[_Part, ...]:
 
 @functools.lru_cache(maxsize=16384)
 def completion(
-    stack: Stack, left: tuple[int, ...], target: int, signs: str = ALL_SIGNS, floats: bool = False
+    stack: Stack,
+    left: tuple[int, ...],
+    target: int,
+    signs: str = ALL_SIGNS,
+    most: int = 21,
+    floats: bool = False,
 ) -> tuple[str, ...] | None:
-    """The fewest symbols that finish a formula rightly, "=" included; None where it is beyond help.
+    """The fewest symbols, at most `most`, that finish a formula rightly, "=" included; None where nothing does.
 
     `stack` is what is written (`formulas.push`), `left` the cards not yet used, ascending. `floats` divides as Python
     does, so that 8/(3-8/3) is not 24. `signs` with "(" last allow brackets.
@@ -121,11 +129,18 @@ def completion(
                 number = symbol.isdigit()
                 after = push(at, int(symbol) if number else symbol, divide)
                 remaining = without(cards, int(symbol)) if number else cards
-                if after is not None and (after, remaining) not in seen:
+                if after is None or len(written) + 1 + _needed(after, remaining) > most:
+                    continue
+                if (after, remaining) not in seen:
                     seen.add((after, remaining))
                     following.append((after, remaining, (*written, symbol)))
         level = following
     return None
+
+
+def _needed(stack: Stack, cards: tuple[int, ...]) -> int:
+    """Symbols that must still come: each card, an operator before each but the next, closing brackets, "="."""
+    return 2 * len(cards) - wants_number(stack) + stack.count("(") + 1
 
 
 def _next_symbols(stack: Stack, cards: tuple[int, ...], operators: str, brackets: bool) -> list[str]:

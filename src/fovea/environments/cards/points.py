@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from fovea.environments.cards import drawing
-from fovea.environments.cards.formula_solver import completion, solvable, without
+from fovea.environments.cards.formula_solver import completion, solutions, solvable, without
 from fovea.environments.cards.formulas import Divide, Stack, evaluate_like_python, exact, push, value_of
 from fovea.environments.cards.table import PictureGame, Step
 from fovea.tasks.card_pictures import RANKS, SUITS, Card
@@ -125,11 +125,31 @@ class Points(PictureGame):
 
 
 def rest(env: Any) -> tuple[str, ...] | None:
-    """The fewest symbols that still finish the formula rightly; None: nothing helps, or no actions are left for it."""
-    if env.stack is None:
+    """Symbols that still finish the formula rightly; None: nothing helps, or too few actions are left for it.
+
+    The shortest known solution that begins like the formula (of several the one nearest to the order in which the
+    cards lie, which is easiest to learn), else the fewest symbols that the search finds.
+    """
+    cards = tuple(sorted(env.numbers()))
+    operators = env.signs.replace("(", "")
+    if env.stack is None or not solvable(cards, env.target, operators):
         return None
-    found = completion(env.stack, env.left, env.target, env.signs, env.preset == "paper")
-    return found if found is not None and len(found) <= env.cap + 1 - env.actions else None
+    actions, floats = env.cap + 1 - env.actions, env.preset == "paper"
+    written = tuple(symbol for symbol in env.formula if symbol != " ")
+    fitting = [
+        symbols
+        for symbols in solutions(cards, env.target, operators)
+        if symbols[: len(written)] == written
+        and len(symbols) - len(written) <= actions
+        and (not floats or evaluate_like_python("".join(symbols[:-1])) == env.target)
+    ]
+    if fitting:
+        numbers = env.numbers()
+        places = {
+            symbols: [numbers.index(int(name)) for name in symbols if name.isdigit()] for symbols in fitting
+        }
+        return min(fitting, key=lambda symbols: (len(symbols), places[symbols]))[len(written) :]
+    return completion(env.stack, env.left, env.target, env.signs, actions, floats)
 
 
 def expert(env: Any) -> str:

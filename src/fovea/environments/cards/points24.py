@@ -48,7 +48,8 @@ GAME = Game(
     expert=points.expert,
     reason=points.reason,
     max_turns=22,
-    floor=0.0,
+    # Measured: 14 of 300,000 episodes; in `paper` 1 of 300,000.
+    floor=0.00005,
     # Share of the 13^4 hands with a solution, exact (`solvable`); 1.0 with solvable_only.
     ceiling=0.7309,
     options={"preset": "fixed", "side": 300, "solvable_only": False, "wording": "short"},

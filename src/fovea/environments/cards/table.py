@@ -33,7 +33,7 @@ _SIDES = (32, 2048)
 class PictureGame(gymnasium.Env[Picture, Any]):
     """A gymnasium environment whose observation is its picture, [height, width, 3] uint8."""
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  # as gymnasium has it
     names: tuple[str, ...]
     """Of the actions, in order."""
 
