@@ -156,7 +156,9 @@ class AlfThor(_Told):
         from alfworld.agents.environment.alfred_thor_env import AlfredThorEnv
 
         if not config:
-            raise UserError("alfworld in THOR mode needs config=FILE, ALFWorld's base_config.yaml with its data.")
+            raise UserError(
+                "alfworld in THOR mode needs config=FILE, ALFWorld's base_config.yaml with its data."
+            )
         self.config = config if isinstance(config, dict) else _yaml(Path(config))
         self.max_steps, self.steps = max_steps, 0
         self._make: Callable[..., Any] = AlfredThorEnv

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ def check_environment(
 # --- the parts --------------------------------------------------------------------------------------------
 
 
-def _resets(c: _Checking, *, seed: int, **_: int) -> None:
+def _resets(c: _Checking, *, seed: int, **rest: int) -> None:
     """A reset is a function of (seed, split): again, after some steps, and in another environment."""
     env, other = c.make(), c.make()
     rng = np.random.default_rng(seed)
@@ -186,7 +187,7 @@ def _resets(c: _Checking, *, seed: int, **_: int) -> None:
         one.close()
 
 
-def _episodes(c: _Checking, *, seed: int, episodes: int, steps: int, **_: int) -> None:
+def _episodes(c: _Checking, *, seed: int, episodes: int, steps: int, **rest: int) -> None:
     """Random episodes: what is shown, what is legal, what is won."""
     env, rng = c.make(), np.random.default_rng(seed)
     for split in SPLITS:
@@ -240,7 +241,7 @@ def _look(c: _Checking, env: Any, where: str) -> None:
             c.note("thought", f"thought(env) {where} gave no text.")
 
 
-def _every_legal_action(c: _Checking, *, seed: int, steps: int, **_: int) -> None:
+def _every_legal_action(c: _Checking, *, seed: int, steps: int, **rest: int) -> None:
     """Every legal action of a few states is accepted, and read as itself."""
     rng = np.random.default_rng(seed + 1)
     env = c.make()
@@ -283,7 +284,7 @@ def _names_are_read(c: _Checking, env: Any, names: tuple[str, ...], where: str) 
             c.note("read_names", f"The legal action {name!r} {where} is read as {found!r}.")
 
 
-def _replays(c: _Checking, *, seed: int, steps: int, **_: int) -> None:
+def _replays(c: _Checking, *, seed: int, steps: int, **rest: int) -> None:
     """An episode done again answers the same, step by step."""
 
     def show(env: Any) -> Any:
@@ -311,7 +312,7 @@ def _replays(c: _Checking, *, seed: int, steps: int, **_: int) -> None:
     env.close()
 
 
-def _teacher(c: _Checking, *, seed: int, episodes: int, **_: int) -> None:
+def _teacher(c: _Checking, *, seed: int, episodes: int, **rest: int) -> None:
     """The expert's actions are legal, and its episodes' successes are counted."""
     if c.game.expert is None:
         return
@@ -339,7 +340,7 @@ def _teacher(c: _Checking, *, seed: int, episodes: int, **_: int) -> None:
     env.close()
 
 
-def _reader(c: _Checking, *, seed: int, texts: int, **_: int) -> None:
+def _reader(c: _Checking, *, seed: int, texts: int, **rest: int) -> None:
     """Hostile replies are read in time, as a name or None, and never raise."""
     env = c.make()
     c.reset(env, seed, "train")
@@ -348,7 +349,7 @@ def _reader(c: _Checking, *, seed: int, texts: int, **_: int) -> None:
     for number, text in enumerate(hostile_texts(seed, texts, names)):
         what = f"read(env, legal, hostile text {number}, {text[:30]!r}…)"
         with c.part("read", what):
-            found, took = _timed(lambda text=text: c.game.read(inner(env), names, text))
+            found, took = _timed(partial(c.game.read, inner(env), names, text))
         slowest = max(slowest, took)
         if took > READ_SECONDS:
             c.note("read", f"{what} took {1000 * took:.1f} ms; {1000 * READ_SECONDS:g} are allowed.")

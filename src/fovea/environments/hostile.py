@@ -25,7 +25,16 @@ _LONE = "\ud800"
 def hostile_texts(seed: int, n: int, names: Sequence[str]) -> Iterator[str]:
     """`n` texts. `names` are the legal actions, of which some texts are made."""
     rng = np.random.default_rng([seed, 5])
-    fixed = ["", " ", "\n" * LONGEST, "(" * LONGEST, "9" * LONGEST, "-" * LONGEST, "a b " * (LONGEST // 4), _LONE]
+    fixed = [
+        "",
+        " ",
+        "\n" * LONGEST,
+        "(" * LONGEST,
+        "9" * LONGEST,
+        "-" * LONGEST,
+        "a b " * (LONGEST // 4),
+        _LONE,
+    ]
     fixed += ["crop " + "1 " * (LONGEST // 2), "́" * LONGEST, "İ" * LONGEST, "swap 1 " + "9" * 5000]
     for number in range(n):
         yield fixed[number] if number < len(fixed) else _one(rng, names)

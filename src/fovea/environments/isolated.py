@@ -213,9 +213,7 @@ class Isolated:
         self._now = shown
         self.journal["events"].append(shown.event)
 
-    def _call(
-        self, what: str, limit: float, step: int, function: Callable[..., Any], *arguments: Any
-    ) -> Any:
+    def _call(self, what: str, limit: float, step: int, function: Callable[..., Any], *arguments: Any) -> Any:
         self.worker.start()
         result = self.worker.run(limit, guarded, 2 * limit + 10, function, *arguments)
         if not isinstance(result, Fault):
@@ -223,8 +221,9 @@ class Isolated:
         self.close()  # whatever it was, nobody knows what state it left
         where = f"at step {step}" if step >= 0 else "before the first step"
         seed = f"seed {self._seed}, split {self._split}" if self._seed is not None else "not reset yet"
-        how = {"timeout": f"did not answer within {limit:g} s", "died": result.detail}
-        message = f"The environment {self.name} ({seed}) {how.get(result.kind, f'raised {result.detail}')} {where} ({what})."
+        did = {"timeout": f"did not answer within {limit:g} s", "died": result.detail}
+        how = did.get(result.kind, f"raised {result.detail}")
+        message = f"The environment {self.name} ({seed}) {how} {where} ({what})."
         raise EnvironmentFailed(message, kind=result.kind, step=step)
 
 
