@@ -129,6 +129,20 @@ def test_drawing_says_nothing_and_needs_no_display(name: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize("name", [*TOY, "minigrid", "sokoban", "zoom", "jigsaw"])
+def test_a_reset_without_a_seed_goes_on_from_the_last_one(name: str) -> None:
+    """So that a journal that begins at a seeded reset can be done again."""
+    game = game_or_skip(name)
+    seen = []
+    for _ in range(2):
+        env = game.make(**game.options)
+        env.reset(seed=11, options={"split": "train"})
+        for _ in range(3):
+            env.reset(options={"split": "train"})
+        seen.append(digest((game.pictures(env), game.ask(env))))
+    assert seen[0] == seen[1]
+
+
 def test_unknown_names_say_what_is_near() -> None:
     with pytest.raises(UserError, match=r"'frozen_lak'.*did you mean 'frozen_lake'"):
         find_game("frozen_lak")

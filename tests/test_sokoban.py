@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -171,9 +170,7 @@ def test_the_picture_tells_all_positions_apart() -> None:
             assert picture.shape == (40, 40, 3)
             assert seen.setdefault(picture.tobytes(), env.text()) == env.text()
             env.step(int(rng.integers(4)))
-    texts = list(seen.values())
-    assert len(set(texts)) == len(texts)
-    assert all(a != b for a, b in pairwise(sorted(texts)))
+    assert len(set(seen.values())) == len(seen)
 
 
 def test_what_is_said_is_true() -> None:
@@ -200,7 +197,8 @@ def test_boards_that_cannot_be_are_refused(options: dict[str, int]) -> None:
         Sokoban(**options)
 
 
-def test_boards_that_are_too_rare_are_refused() -> None:
+def test_boards_that_are_too_rare_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fovea.environments.sokoban.TRIES", 200)
     with pytest.raises(UserError, match="no board of size 5"):
         Sokoban(size=5, least=60).reset(seed=0)
     with pytest.raises(UserError, match="no split 'dev'"):

@@ -365,9 +365,9 @@ def _reader(c: _Checking, *, seed: int, texts: int, **rest: int) -> None:
 
 
 def _timed(read: Callable[[], Any]) -> tuple[Any, float]:
-    """What `read` gives and the seconds it takes: the best of three, where the first was slow (other work, a pause)."""
+    """What `read` gives and the seconds it takes: the best of five, where the first was slow (other work, a pause)."""
     best = math.inf
-    for _ in range(3):
+    for _ in range(5):
         began = time.perf_counter()
         found = read()
         best = min(best, time.perf_counter() - began)
