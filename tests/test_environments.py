@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import random
 import re
 import subprocess
@@ -194,6 +195,26 @@ def test_any_registered_environment() -> None:
     assert game.legal(env) == ("action 0", "action 1")
     assert game.pictures(env)[0].size == (150, 100)
     env.close()
+
+
+def test_success_is_the_threshold_that_is_registered() -> None:
+    pytest.importorskip("pygame")
+    game = find_game("gym:CartPole-v1")
+    assert game.max_turns == 500
+    assert [game.won(None, total, True) for total in (20.0, 475.0)] == [False, True]
+    ended = find_game("gym:Blackjack-v1")  # registered without one
+    assert [ended.won(None, total, True) for total in (-1.0, 1.0)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "n"), [*((name, 600) for name in TOY), ("zoom", 600), ("minigrid", 150), ("sokoban", 150)]
+)
+def test_floors_are_what_random_actions_win(name: str, n: int) -> None:
+    """Other episodes than those that were measured: the training split."""
+    game = game_or_skip(name)
+    assert game.floor is not None
+    won, _ = success(game, "random", n, seed=1, split="train")
+    assert abs(won - game.floor) <= 4 * math.sqrt(max(game.floor, 0.002) * (1 - game.floor) / n)
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence() -> None:

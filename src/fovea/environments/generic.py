@@ -48,6 +48,10 @@ def without_a_display() -> None:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 
+def _cannot_make(id: str, error: Exception) -> UserError:
+    return UserError(f"gymnasium cannot make {id!r}: {' '.join(str(error).split()).rstrip('.')}.")
+
+
 class Kept(gymnasium.Env):
     """A registered environment with its last answer kept. Example: Kept("FrozenLake-v1", shrink=4)
 
@@ -61,8 +65,7 @@ class Kept(gymnasium.Env):
         try:
             self.inner = gymnasium.make(id, render_mode="rgb_array", disable_env_checker=True, **options)
         except gymnasium.error.Error as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"gymnasium cannot make {id!r}: {said}") from error
+            raise _cannot_make(id, error) from error
         except TypeError as error:  # an option that the environment does not know
             raise UserError(f"gymnasium cannot make {id!r} with {options}: {error}.") from error
         self.id, self.shrink = id, shrink
@@ -95,7 +98,10 @@ class Kept(gymnasium.Env):
         return self.observation, float(reward), bool(terminated), bool(truncated), self.info
 
     def render(self) -> Any:
-        drawn: Any = self.inner.render()
+        try:
+            drawn: Any = self.inner.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"{self.id} cannot be drawn: {error}; pip install 'fovea-rl[envs]'.") from error
         if not isinstance(drawn, np.ndarray) or drawn.ndim != 3:
             raise UserError(
                 f"{self.id} draws no picture (render_mode rgb_array); choose an environment that does."
@@ -159,5 +165,19 @@ def gym_game(
 
 
 def registered(id: str) -> Game:
-    """What the catalogue makes of "gym:ID": numbered actions and no words of its own."""
-    return gym_game(id, None, f"You play {id}. The picture shows the state now.", name=f"gym:{id}")
+    """What the catalogue makes of "gym:ID": numbered actions and no words of its own.
+
+    A success is a sum of rewards of at least the threshold that the environment is registered with; where it has none,
+    an episode that terminates with a sum above 0. Raises UserError for an id that is not registered.
+    """
+    try:
+        spec = gymnasium.spec(id)
+    except gymnasium.error.Error as error:
+        raise _cannot_make(id, error) from error
+    least = spec.reward_threshold
+
+    def won(env: Any, total: float, terminated: bool) -> bool:
+        return terminated and total > 0 if least is None else total >= least
+
+    asked = f"You play {id}. The picture shows the state now."
+    return gym_game(id, None, asked, name=f"gym:{id}", max_turns=spec.max_episode_steps or 50, won=won)
