@@ -1,6 +1,7 @@
 """A checkpoint is a folder `checkpoints/step_N` from which a run goes on to the byte.
 
     model/            the policy in plain transformers layout (LoRA: the adapter)
+    critic.pt         the value head's weights, where the algorithm has one
     optimizer.pt      its state, tensors and numbers only
     arrays.safetensors   arrays of the state below, by dotted name; random generators among them
     manifest.json     step, state (plain JSON), hash of every file and every trained tensor, byte length of every log
@@ -110,6 +111,8 @@ def _write(
     durable: bool,
 ) -> None:
     policy.save(folder / "model")
+    if policy.critic is not None:
+        torch.save(policy.critic.state_dict(), folder / "critic.pt")
     if optimizer is not None:
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
     arrays: dict[str, np.ndarray] = {}
@@ -170,6 +173,10 @@ def restore(saved: Saved, policy: Policy, optimizer: torch.optim.Optimizer) -> N
     The policy itself is loaded from `saved.model` (`load_policy`). Raises UserError that names the first tensor that
     is missing, unexpected or different.
     """
+    if policy.critic is not None and (saved.folder / "critic.pt").is_file():
+        policy.critic.load_state_dict(
+            torch.load(saved.folder / "critic.pt", weights_only=True, map_location="cpu")
+        )
     check_weights(saved, policy)
     policy.version = saved.policy_version
     state = torch.load(saved.folder / "optimizer.pt", weights_only=True, map_location="cpu")
@@ -204,9 +211,7 @@ def check_weights(saved: Saved, policy: Policy) -> None:
 def weight_digests(policy: Policy) -> dict[str, str]:
     """SHA-256 of the bytes of every tensor that is trained, by name. Frozen ones come from the base model."""
     return {
-        name: hashlib.sha256(_bytes(parameter)).hexdigest()
-        for name, parameter in policy.model.named_parameters()
-        if parameter.requires_grad
+        name: hashlib.sha256(_bytes(parameter)).hexdigest() for name, parameter in policy.trained().items()
     }
 
 

@@ -69,6 +69,13 @@ class Problem:
     """The reply a teacher would give (for SFT), in the text form of `frame`; None where the task has none."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Anything the task wants to keep (never shown to the model). `meta["source"]`: file and line."""
+    earlier: tuple[Earlier, ...] = ()
+    """The turns before this one that the prompt holds, in order: what was asked then, and the reply's tokens as they
+    were sampled (or a text, of a demonstration). Empty for a question of one turn."""
+
+
+Earlier = tuple[Problem, np.ndarray | str]
+"""A turn that is part of a later prompt: (its problem, int64 [T] or text)."""
 
 
 def picture_sizes(problem: Problem) -> tuple[tuple[int, int], ...]:
@@ -128,6 +135,8 @@ class Completion:
     entropies: np.ndarray | None = None
     """float32 [T], of the `Sampling` distribution over the whole vocabulary at every token, in nats; None where the
     engine was not asked or cannot say."""
+    values: np.ndarray | None = None
+    """float32 [T], what the critic expects before each token (the first: after the prompt); None without a critic."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +184,76 @@ class Sample:
     """Cursor of the task with which its problem was taken, so that the prompt can be made again."""
     replayed: bool = False
     """Whether it comes from an earlier step: its old log-probs are then never recomputed."""
+    coefficients: np.ndarray | None = None
+    """float32 [T], what a token's log-prob is multiplied by in the ratio of the whole completion (RL4VLM's lambda on
+    thoughts); None: 1."""
+    returns: np.ndarray | None = None
+    """float32 [T], what the critic learns to expect before each token; None without a critic."""
+    old_values: np.ndarray | None = None
+    """float32 [T], what the critic expected when the completion was sampled."""
+    value_weights: np.ndarray | None = None
+    """float32 [T], weight of each token in the critic's loss: mask over its denominator."""
+    taught: np.ndarray | None = None
+    """int64 [S], a teacher's thought for the same prompt, learned by cross-entropy beside; None: nothing is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One reply of an episode in its context.
+
+    Example: Turn(prompt=prompt, completion=completion, reward=-1.0, action="+", legal=True, action_start=9)
+    """
+
+    prompt: Any
+    """The `fovea.models.Prompt` it was sampled under (as `Group.prompt`)."""
+    completion: Completion
+    reward: float
+    """What the environment gave for it, rewards of the text included."""
+    action: str | None
+    """Name of the action that was done; None where none was."""
+    legal: bool
+    """Whether the reply said it: False where the reply held no legal action, whatever was done instead."""
+    action_start: int
+    """Index of the first token of the action (0 to T; T: the reply has none): before it stands the thought."""
+    thought: str = ""
+    """The thought as text."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """The reward by part: "environment", "format", ..."""
+    anchor: str = ""
+    """Hash of what was shown: equal for equal observations (GiGPO compares turns that have it in common)."""
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """The truth as the environment tells it; never shown to the model."""
+    taught: str | None = None
+    """A teacher's thought for this state, where one is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trajectory:
+    """The turns of one episode, or of the part of it that a step saw.
+
+    Example: Trajectory(id="number_line:train:0:7", turns=(turn,), terminated=True, truncated=False)
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    terminated: bool
+    """The episode is over by the environment's own rules: nothing comes after."""
+    truncated: bool
+    """It was cut off (too many turns); something would have come."""
+    bootstrap: float = 0.0
+    """What the critic expects after the last turn; 0 where the episode terminated."""
+    group: int = 0
+    """Trajectories of the same group began in the same state."""
+    first: int = 0
+    """Which turn of its episode `turns[0]` is; above 0 where a former step saw the beginning."""
+    total: float = 0.0
+    """Sum of the environment's rewards of the whole episode so far."""
+    success: bool | None = None
+    """Of an episode that is over; None while it goes on."""
+
+    @property
+    def over(self) -> bool:
+        return self.terminated or self.truncated
 
 
 class Reward(Protocol):

@@ -30,6 +30,7 @@ from fovea.algorithms.loss import (
     token_ratio,
     token_weights,
     totals,
+    value_errors,
 )
 from fovea.algorithms.papo import MASKED, TRAINED, Papo, perception_kl
 from fovea.algorithms.replay import SelectiveReplay, Stored, make_replay
@@ -80,4 +81,5 @@ __all__ = [
     "token_ratio",
     "token_weights",
     "totals",
+    "value_errors",
 ]

@@ -95,6 +95,7 @@ def sequence_log_ratios(
     log_probs: Tensor, old_log_probs: Tensor, mask: Tensor, rows: Tensor, algorithm: Algorithm
 ) -> Tensor:
     """The log-ratio of each token's completion, [N], without gradient. All of a completion's tokens must be there.
+    `mask` may hold weights other than 1 where the ratio is a sum.
 
         sequence_mean   log s_i = (1/|o_i|) Σ_t m (log π - log π_old)    GSPO, arXiv:2507.18071, eq. 7
         sequence_sum    log s_i = Σ_t m (log π - log π_old)
@@ -119,6 +120,7 @@ def token_loss(
     *,
     sequence: Tensor | None = None,
     lengths: Tensor | None = None,
+    coefficients: Tensor | None = None,
 ) -> Tensor:
     """Weighted surrogate of every token, all arguments float [N] and so the result; sum it.
 
@@ -133,6 +135,9 @@ def token_loss(
 
         ρ_t = s_i · exp(c · (log π_t - sg(log π_t))),   Σ_t (1/|o_i|) ∇ρ_t = ∇s_i
 
+    `coefficients` [N] multiply a token's log-prob in s_i (RL4VLM's λ on thoughts, arXiv:2405.10292, equation 4.3), and
+    so c; `sequence` must have been made with them.
+
     Gradients flow through `log_probs` alone. With μ = 1 (one update a rollout) ρ is 1 and the value of the
     loss says nothing (it is -Σ wA, near zero): look at gradients. A token of weight 0 gives exactly 0.
     """
@@ -143,6 +148,8 @@ def token_loss(
         if algorithm.ratio == "sequence_sum":
             assert lengths is not None, "the ratio of a whole completion needs `lengths`"
             own_N = own_N * lengths
+        if coefficients is not None:
+            own_N = own_N * coefficients
         log_ratio_N = sequence.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT) + own_N
     ratio_N = log_ratio_N.exp()
     clipped_N = ratio_N.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
@@ -151,6 +158,19 @@ def token_loss(
     if algorithm.delta is not None:
         ratio_N = ratio_N.clamp(max=algorithm.delta)
     return -weights * torch.minimum(ratio_N * advantages, clipped_N * advantages)
+
+
+def value_errors(values: Tensor, returns: Tensor, old_values: Tensor, clip: float | None) -> Tensor:
+    """½ (V - R)² of every token, all arguments [N]; with `clip` ε the larger of it and ½ (V_c - R)²,
+
+        V_c = V_old + clip(V - V_old, -ε, ε)       PPO's code and RL4VLM's
+
+    so that a critic gains nothing from moving further than ε in one rollout."""
+    errors = (values - returns) ** 2
+    if clip is not None:
+        held = old_values + (values - old_values).clamp(-clip, clip)
+        errors = torch.maximum(errors, (held - returns) ** 2)
+    return 0.5 * errors
 
 
 def kl_estimates(log_probs: Tensor, reference: Tensor, estimator: str) -> Tensor:

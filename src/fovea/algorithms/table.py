@@ -13,11 +13,12 @@ from fovea.config import AlgorithmSection, Run, nearest
 from fovea.types import UserError
 
 Denominator = Literal["sequence_mean", "token_mean", "constant"]
+Estimator = Literal["group", "gigpo", "turn", "token", "bi_level", "lumped"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Algorithm:
-    """One variant of the policy gradient without a critic.
+    """One variant of the policy gradient, with a critic or without.
 
     Example: Algorithm(name="grpo", baseline="group_mean", scale="group_std", denominator="sequence_mean")
     """
@@ -63,6 +64,40 @@ class Algorithm:
     """Share of the generation budget over which the length penalty grows from 0 to -1; 0: no penalty."""
     mask_truncated: bool = False
     """Whether a reply cut off by the budget is left out of the loss (it stays in its group's baseline)."""
+    estimator: Estimator = "group"
+    """Whence advantages come (`returns`): the rewards of a group, also by state (GiGPO), or a critic's GAE over turns,
+    tokens, both, or turns with all rewards at the end. With a critic `scale` is "whiten" or "none"."""
+    gamma: float = 1.0
+    """γ from turn to turn (of "token": from token to token)."""
+    gae_lambda: float = 1.0
+    """λ of the GAE there."""
+    token_gamma: float = 1.0
+    """γ from token to token inside a turn ("bi_level")."""
+    token_lambda: float = 1.0
+    """λ there."""
+    thought_weight: float = 1.0
+    """λ of RL4VLM (equation 4.3): what the log-probs of a thought's tokens are multiplied by in the ratio of the whole
+    reply, log π = λ Σ thought + Σ action; 1 where the ratio is a token's."""
+    anchor_weight: float = 1.0
+    """ω of GiGPO."""
+    value_coefficient: float = 0.5
+    """Weight of the critic's loss, ½ (V - R)²."""
+    value_clip: float | None = None
+    """The larger of that and the same with V held within this distance of the value at sampling; None: not clipped."""
+    stop_gradient: bool = True
+    """Whether the critic's loss leaves the model's own weights alone."""
+    value_warmup: int = 0
+    """First steps in which the critic alone learns."""
+
+    @property
+    def critic(self) -> bool:
+        """Whether a critic is needed."""
+        return self.estimator in ("turn", "token", "bi_level", "lumped")
+
+    @property
+    def values_of_tokens(self) -> bool:
+        """Whether the critic learns a value before every token, and not only before the first one of a reply."""
+        return self.estimator in ("token", "bi_level")
 
     @property
     def flat_groups_learn(self) -> bool:
@@ -73,6 +108,21 @@ class Algorithm:
     def every_row_learns(self) -> bool:
         """Whether a row of zero advantage has a gradient (the KL's), so that it may not be skipped."""
         return self.beta > 0 and self.kl_in == "loss"
+
+
+def _actor_critic(name: str, **changes: Any) -> Algorithm:
+    """PPO with a critic over turns: RL4VLM's constants (clip 0.1, γ 0.9, λ 0.95), changed."""
+    base = Algorithm(
+        name=name,
+        baseline="none",
+        scale="whiten",
+        estimator="turn",
+        clip_low=0.1,
+        clip_high=0.1,
+        gamma=0.9,
+        gae_lambda=0.95,
+    )
+    return replace(base, **changes)
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -110,6 +160,37 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     # The same paper's "w/ Baseline": the group's mean off, then normalised over the batch; k2 in the loss.
     "reinforce_plus_plus_baseline": Algorithm(name="reinforce_plus_plus_baseline", scale="whiten", kl="k2"),
+    # Zhai et al. 2024, RL4VLM, arXiv:2405.10292, equations 4.2 and 4.3, and its code: one ratio a reply, thoughts weighed
+    # by λ, clipped values, the critic's gradient goes into the model. `delta`: its code takes the clipped branch alone
+    # where the ratio is above 10. Four updates a rollout are the recipe's.
+    "rl4vlm": _actor_critic(
+        "rl4vlm", ratio="sequence_sum", thought_weight=0.5, value_clip=0.1, stop_gradient=False, delta=10.0
+    ),
+    # Bredis et al. 2025, VL-DAC, arXiv:2508.04280: the ratio is a token's, the advantage a turn's. Clip, γ and λ are not
+    # in the notes we have: those of RL4VLM, whose code it is a fork of.
+    "vl_dac": _actor_critic("vl_dac", beta=0.05, value_coefficient=0.15, value_warmup=2),
+    # PPO (arXiv:1707.06347) over turns, with the ratio of a token and nothing else.
+    "turn_ppo": _actor_critic("turn_ppo", clip_low=0.2, clip_high=0.2, gamma=0.99),
+    # The same over the tokens of the whole episode.
+    "token_ppo": _actor_critic(
+        "token_ppo", estimator="token", clip_low=0.2, clip_high=0.2, gamma=1.0, denominator="token_mean"
+    ),
+    # Wang et al. 2025, VAGEN, arXiv:2510.16907: bi-level GAE with the constants of its first configuration.
+    "vagen": _actor_critic(
+        "vagen",
+        estimator="bi_level",
+        clip_low=0.2,
+        clip_high=0.2,
+        gamma=0.95,
+        gae_lambda=1.0,
+        denominator="token_mean",
+    ),
+    # Everything that an episode earned at its last turn: the baseline that the others must beat.
+    "lumped_ppo": _actor_critic("lumped_ppo", estimator="lumped", clip_low=0.2, clip_high=0.2, gamma=1.0),
+    # Chen et al. 2025, LOOP, arXiv:2502.01600: leave-one-out over whole episodes, a token's ratio.
+    "loop": Algorithm(name="loop", baseline="leave_one_out", scale="none", denominator="token_mean"),
+    # Feng et al. 2025, GiGPO, arXiv:2505.10978: ω = 1, γ = 0.95.
+    "gigpo": Algorithm(name="gigpo", estimator="gigpo", gamma=0.95),
 }
 
 
@@ -125,7 +206,15 @@ def find_algorithm(name: str, clip: float | None = None) -> Algorithm:
 _OVERRIDES = (
     *("clip_low", "clip_high", "delta", "beta", "kl", "kl_in", "kl_ratio", "scale", "old_log_probs"),
     *("correction", "correction_cap", "resample_limit", "overlong", "mask_truncated"),
+    *("gamma", "gae_lambda", "token_gamma", "token_lambda", "thought_weight", "anchor_weight"),
 )
+_CRITIC = {
+    "coefficient": "value_coefficient",
+    "clip": "value_clip",
+    "stop_gradient": "stop_gradient",
+    "warmup_steps": "value_warmup",
+}
+"""Keys of the `critic:` section that change fields of `Algorithm`."""
 
 
 def algorithm_of(run: Run) -> Algorithm:
@@ -137,7 +226,10 @@ def algorithm_of(run: Run) -> Algorithm:
     section = run.algorithm
     algorithm = find_algorithm(section.name, section.clip)
     given: dict[str, Any] = {name: getattr(section, name) for name in _OVERRIDES}
+    given |= {field: getattr(run.critic, key) for key, field in _CRITIC.items()}
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("value_clip") == 0:
+        given["value_clip"] = None
     ratio = None if run.intervention.name == "none" else run.intervention.ratio
     moved = ratio in ("clean", "corrected", "shared")
     if ratio == "corrected":
@@ -147,6 +239,7 @@ def algorithm_of(run: Run) -> Algorithm:
         given["old_log_probs"] = "recomputed"
     algorithm = replace(algorithm, **given)
     wrongs = _contradictions(run, section, algorithm) + (_of_other_pictures(run, algorithm) if moved else [])
+    wrongs += _of_episodes(run, algorithm)
     for wrong, sentence in wrongs:
         if wrong:
             raise UserError(sentence)
@@ -169,6 +262,41 @@ def _of_other_pictures(run: Run, a: Algorithm) -> list[tuple[bool, str]]:
             run.intervention.ratio != "corrected" and a.correction != "none",
             f"algorithm.correction would weigh completions by what the changed picture did to them; with "
             f"intervention.ratio={run.intervention.ratio} leave it away, or use ratio=corrected.",
+        ),
+    ]
+
+
+def _of_episodes(run: Run, a: Algorithm) -> list[tuple[bool, str]]:
+    """Contradictions between the algorithm and what there is to learn from: episodes or questions of one turn."""
+    episodes, section = run.environment.name != "none", run.algorithm
+    thoughts = section.thought_weight is not None and section.thought_weight != 1
+    return [
+        (
+            not episodes and a.estimator != "group",
+            f"algorithm.name={a.name} learns from episodes; give environment.name, or take an algorithm of groups.",
+        ),
+        (
+            episodes and run.intervention.name != "none" and run.method == "rl",
+            "An intervention changes the pictures of a question of one turn, not yet those of episodes; leave one of "
+            "environment and intervention away.",
+        ),
+        (
+            episodes and a.critic and a.scale not in ("whiten", "none"),
+            f"algorithm.scale={a.scale} compares the replies of a group, and {a.name} has a critic; take whiten or none.",
+        ),
+        (
+            thoughts and a.ratio != "sequence_sum",
+            "algorithm.thought_weight weighs thoughts in the ratio of a whole reply, which "
+            f"{a.name} has not; take algorithm.name=rl4vlm.",
+        ),
+        (
+            episodes and (a.resample_limit > 0 or a.overlong > 0 or section.replay > 0 or a.kl_in != "loss"),
+            "algorithm.resample_limit, overlong, replay and kl_in other than loss are for questions of one turn; leave "
+            "them away with an environment.",
+        ),
+        (
+            run.critic.learning_rate is not None and not a.critic,
+            f"critic.learning_rate is of no use: {a.name} has no critic.",
         ),
     ]
 
@@ -225,7 +353,9 @@ def _contradictions(run: Run, section: AlgorithmSection, a: Algorithm) -> list[t
             f"group={run.group}: {name} compares the replies to one problem; give at least group=2.",
         ),
         (
-            per is not None and (per > run.prompts or run.prompts % per != 0),
+            run.environment.name == "none"
+            and per is not None
+            and (per > run.prompts or run.prompts % per != 0),
             f"algorithm.prompts_per_update={per} must divide prompts={run.prompts} without a rest.",
         ),
         (

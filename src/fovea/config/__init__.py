@@ -5,6 +5,7 @@ overrides and validates. Unknown keys are refused with the nearest name. Nothing
 model is: names are checked where they are looked up.
 """
 
+from fovea.config.episodes import CriticSection, EnvironmentSection
 from fovea.config.recipes import (
     RECIPES,
     apply_override,
@@ -29,7 +30,7 @@ from fovea.config.sections import (
 )
 
 __all__ = [
-    "INSTRUCTIONS", "RECIPES", "AlgorithmSection", "DifficultySection", "EvaluationSection", "FinetuneSection",
+    "INSTRUCTIONS", "RECIPES", "AlgorithmSection", "CriticSection", "DifficultySection", "EnvironmentSection", "EvaluationSection", "FinetuneSection",
     "InterventionSection", "OptimizerSection", "PicturesSection", "ProblemsSection", "Run", "SamplingSection",
     "Section", "apply_override", "explain", "load_run", "nearest", "recipe_names", "study_names",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from fovea.config.episodes import CriticSection, EnvironmentSection
 from fovea.config.sections import (
     AlgorithmSection,
     DifficultySection,
@@ -190,6 +191,8 @@ class Run(Section):
     finetune: FinetuneSection = FinetuneSection()
     algorithm: AlgorithmSection = AlgorithmSection()
     intervention: InterventionSection = InterventionSection()
+    environment: EnvironmentSection = EnvironmentSection()
+    critic: CriticSection = CriticSection()
     evaluation: EvaluationSection = EvaluationSection()
     problems: ProblemsSection = ProblemsSection()
     pictures: PicturesSection = PicturesSection()

@@ -154,6 +154,23 @@ class AlgorithmSection(Section):
     papo_both: bool = Field(
         default=False, description="gradient through the masked pictures too (one more backward pass)"
     )
+    gamma: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="episodes: discount from turn to turn (token_ppo: from token to token)",
+    )
+    gae_lambda: float | None = Field(default=None, ge=0, le=1, description="episodes: lambda of the GAE")
+    token_gamma: float | None = Field(
+        default=None, ge=0, le=1, description="vagen: discount from token to token inside a turn"
+    )
+    token_lambda: float | None = Field(default=None, ge=0, le=1, description="vagen: lambda there")
+    thought_weight: float | None = Field(
+        default=None, ge=0, le=1, description="rl4vlm: lambda, weight of the thought's log-probs"
+    )
+    anchor_weight: float | None = Field(
+        default=None, ge=0, description="gigpo: omega, weight of the advantage among equal states"
+    )
     replay: int = Field(default=0, ge=0, description="completions kept for later steps; 0: none")
     replay_alpha: float | None = Field(default=None, ge=0, description="drawn with weight |advantage|^alpha")
     replay_age: int | None = Field(default=None, ge=1, description="steps that a completion is kept")

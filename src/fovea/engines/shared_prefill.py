@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -99,15 +100,16 @@ def _generate(
     ends = torch.tensor(policy.eos_ids, device=device)
     head, embed, axes = family.lm_head(model), model.get_input_embeddings(), len(prompts[0].positions)
 
-    said: list[tuple[Tensor, ...]] = []
+    said: list[_Step] = []
     live = torch.arange(len(rows), device=device)
     hidden = prefix.last_hidden.index_select(0, torch.tensor(row_prompt, device=device))
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for step in range(sampling.max_new_tokens):
         logits = sampling_logits(head(hidden), sampling, bans)
         tokens, log_probs = choose(logits, sampling, keys, step)
-        more = (_entropy(logits),) if entropies else ()
-        said.append((live, tokens, log_probs, *more))
+        step_entropies = _entropy(logits) if entropies else None
+        values = None if policy.critic is None else policy.critic(hidden)
+        said.append(_Step(live, tokens, log_probs, step_entropies, values))
         finished |= torch.isin(tokens, ends)
         n_finished = int(finished.sum())
         if n_finished == len(live) or step + 1 == sampling.max_new_tokens:
@@ -126,6 +128,18 @@ def _generate(
         hidden = run_text(family, model, {"inputs_embeds": embed(tokens)[None]}, positions, plan)
         plan.next_token()
     return _completions(policy, prompts, rows, said)
+
+
+class _Step(NamedTuple):
+    """One token of every row that is still being written; each [live]."""
+
+    live: Tensor
+    """Which rows."""
+    tokens: Tensor
+    log_probs: Tensor
+    entropies: Tensor | None
+    values: Tensor | None
+    """What the critic expected before the token."""
 
 
 def _renumber(row_prompt: Sequence[int]) -> list[int]:
@@ -163,19 +177,21 @@ def _completions(
     policy: Policy,
     prompts: Sequence[Prompt],
     rows: Sequence[tuple[int, int]],
-    said: Sequence[tuple[Tensor, ...]],
+    said: Sequence[_Step],
 ) -> list[tuple[Completion, ...]]:
-    """Cut each row after its first end token. `said`: per step the live rows, their tokens, log-probs, and entropies
-    where they were wanted."""
+    """Cut each row after its first end token."""
     tokens = np.full((len(rows), len(said)), -1, dtype=np.int64)
     log_probs = np.zeros((len(rows), len(said)), dtype=np.float32)
-    entropies = np.zeros_like(log_probs) if len(said[0]) > 3 else None
-    for step, (live, step_tokens, step_log_probs, *more) in enumerate(said):
-        index = live.cpu().numpy()
-        tokens[index, step] = step_tokens.cpu().numpy()
-        log_probs[index, step] = step_log_probs.float().cpu().numpy()
-        if entropies is not None:
-            entropies[index, step] = more[0].float().cpu().numpy()
+    entropies = None if said[0].entropies is None else np.zeros_like(log_probs)
+    values = None if said[0].values is None else np.zeros_like(log_probs)
+    for number, step in enumerate(said):
+        index = step.live.cpu().numpy()
+        tokens[index, number] = step.tokens.cpu().numpy()
+        log_probs[index, number] = step.log_probs.float().cpu().numpy()
+        if entropies is not None and step.entropies is not None:
+            entropies[index, number] = step.entropies.float().cpu().numpy()
+        if values is not None and step.values is not None:
+            values[index, number] = step.values.float().cpu().numpy()
     if not np.isfinite(log_probs).all():
         raise RunFailed(
             f"The model's logits are not finite after {policy.version} updates: its weights have diverged. Lower "
@@ -194,6 +210,7 @@ def _completions(
                 stop="eos" if stopped else "length",
                 policy_version=policy.version,
                 entropies=None if entropies is None else entropies[row, :length].copy(),
+                values=None if values is None else values[row, :length].copy(),
             )
         )
     return [tuple(group) for group in by_prompt]

@@ -11,7 +11,6 @@ Try it: python -c "from fovea.environments.catalogue import find_game; print(fin
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fovea.config import nearest
 from fovea.environments.game import Game
 from fovea.types import UserError
 
@@ -74,9 +74,8 @@ def find_game(name: str) -> Game:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, GAMES, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"There is no game {name!r}{hint}; known: {', '.join(GAMES)}, gym:ID, or path/file.py:NAME."
+    near = nearest(name, list(GAMES))
+    return f"There is no game {name!r}{near}; known: {', '.join(GAMES)}, gym:ID, or path/file.py:NAME."
 
 
 def _missing(name: str, error: ModuleNotFoundError) -> str:

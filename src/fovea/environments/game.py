@@ -52,8 +52,8 @@ class Game:
 
     name: str
     make: Callable[..., Any]
-    """(**options) → a gymnasium environment. `reset(seed=, options={"split": "train" | "validation" | "test"})`: what it
-    draws depends on these two alone; it may ignore the split."""
+    """(**options) → a gymnasium environment. `reset(seed=, options={"split": "train" | "validation" | "test"})`: what
+    it draws depends on these two alone; it may ignore the split."""
     legal: Callable[[Any], tuple[str, ...]]
     """(env) → names of the actions that are legal now, in a fixed order, never empty while the episode runs. Where
     actions have arguments (a crop's box): some of them, enough to draw a random one from."""

@@ -144,10 +144,12 @@ def restore(
     make: Callable[..., Environment] | None = None,
     *,
     show: Callable[[Any], Any] | None = None,
+    watch: Callable[[tuple[Any, float, bool, bool, dict[str, Any]]], object] | None = None,
 ) -> Recorded:
     """A fresh environment, brought to where the recorded one stood; its `last` is the last answer.
 
-    `make(id, **kwargs)` makes it (default: `gymnasium.make`); `show` must be as it was when recording. Raises
+    `make(id, **kwargs)` makes it (default: `gymnasium.make`); `show` must be as it was when recording; `watch` is told
+    every answer on the way. Raises
     RunFailed, naming the step, where it answers otherwise than recorded, and UserError where `state` is no journal.
     """
     if state.get("format") != FORMAT or not isinstance(state.get("events"), list):
@@ -163,6 +165,8 @@ def restore(
                 recorded.reset(**decode(asked))
             else:
                 recorded.step(decode(asked))
+            if watch is not None and recorded.last is not None:
+                watch(recorded.last)
             if recorded._events[-1][2] != wanted:
                 raise RunFailed(_differs(state, step, kind, asked))
     except BaseException:

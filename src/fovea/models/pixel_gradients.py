@@ -23,6 +23,7 @@ from fovea.models.policy import Policy
 from fovea.models.recompute import recomputing
 from fovea.models.shared_prefix import (
     Loss,
+    Losses,
     check_rows,
     encoded,
     gradient_pairs,
@@ -60,7 +61,7 @@ def picture_gradients(
             captured = encoded(policy, batch.prompts, keep=True)
             leaves = leaves_of(captured)
             with frozen(policy.model):
-                through_completions(policy, batch, leaves, sampling, loss, tokens_per_pass)
+                through_completions(policy, batch, leaves, sampling, Losses(loss=loss), tokens_per_pass)
             # the layers that gradient checkpointing computes again must find the weights as the forward pass did
             pairs = gradient_pairs(captured, leaves)
             gradients = torch.autograd.grad(

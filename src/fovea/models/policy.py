@@ -29,6 +29,8 @@ from fovea.models.checking import (
     quiet,
     refuse_randomness,
 )
+from fovea.models.critic import NAME as CRITIC
+from fovea.models.critic import Critic
 from fovea.models.families import FAMILIES, family_of
 from fovea.models.finetune import (
     add_adapter,
@@ -67,6 +69,8 @@ class Policy:
     """The token with which the chat template ends a reply; None where it has none."""
     adapter: Any = field(default=None, repr=False)
     """The `peft.PeftModel` around `model` (LoRA, QLoRA); None where the model itself is trained."""
+    critic: Critic | None = field(default=None, repr=False)
+    """Expects what an episode will still earn; None where no algorithm asks for it."""
     recompute: bool = False
     """Gradient checkpointing: layers are computed again in the backward pass."""
     vision_cache: VisionCache = field(default_factory=VisionCache, repr=False)
@@ -77,6 +81,13 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Everything that takes a gradient, by name: the model's, then the critic's under `critic.`"""
+        found = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if self.critic is not None:
+            found |= {f"{CRITIC}.{n}": p for n, p in self.critic.named_parameters()}
+        return found
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -109,6 +120,14 @@ class Policy:
         cannot be read, when prompt and reply do not fit the context (nothing is ever cut off), and for a box
         problem without pictures.
         """
+        if problem.earlier:
+            from fovea.models.conversation import conversation
+
+            turns = [
+                (asked_then, self.encode_reply(reply) if isinstance(reply, str) else reply)
+                for asked_then, reply in problem.earlier
+            ]
+            return conversation(self, turns, problem, instruction)
         text = asked(problem.question, instruction)
         try:
             rendered = self.family.render(self.processor, problem.images, text)

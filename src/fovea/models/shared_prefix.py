@@ -34,8 +34,10 @@ from fovea.types import Sampling
 
 __all__ = [
     "Loss",
+    "Losses",
     "Prefix",
     "Row",
+    "ValueLoss",
     "backward",
     "check_rows",
     "encoded",
@@ -50,6 +52,9 @@ __all__ = [
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(index [N] long into the concatenation of all rows' tokens, log_probs [N], entropy [N]) -> scalar,
 additive."""
+
+ValueLoss = Callable[[Tensor, Tensor], Tensor]
+"""(index [N] as above, values [N]: what the critic expects before each token) -> scalar, additive."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,22 +157,24 @@ def backward(
     sampling: Sampling,
     loss: Loss,
     tokens_per_pass: int = 8192,
+    value_loss: ValueLoss | None = None,
 ) -> float:
     """Accumulate the gradient of `loss` in the parameters' `.grad`; nothing else is touched. Returns the
     loss.
 
-    `loss` is called once a pass with that pass's tokens and must be additive over tokens. Raises ValueError
-    for an empty row or a row with a banned token.
+    `loss` is called once a pass with that pass's tokens and must be additive over tokens; so must `value_loss`, which
+    is added where the policy has a critic. Raises ValueError for an empty row or a row with a banned token.
     """
     check_rows(policy, prompts, rows, sampling)
     tokens_per_pass = max(2, tokens_per_pass)
     total = 0.0
     trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    both = Losses(loss=loss, value_loss=value_loss)
     with torch.enable_grad(), recomputing(policy.model, policy.recompute):
         for batch in batches(prompts, rows, tokens_per_pass, policy.family.recurrent):
             captured = encoded(policy, batch.prompts)
             leaves = leaves_of(captured)
-            total += through_completions(policy, batch, leaves, sampling, loss, tokens_per_pass)
+            total += through_completions(policy, batch, leaves, sampling, both, tokens_per_pass)
             pairs = gradient_pairs(captured, leaves)
             if pairs:
                 # pixels that an intervention asked about take a gradient, too, which nobody wants here
@@ -180,14 +187,29 @@ def _pixels_learn(prompt: Prompt) -> bool:
     return any(media.requires_grad for media in prompt.media.values())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """What is differentiated of a pass."""
+
+    loss: Loss
+    value_loss: ValueLoss | None = None
+
+    def of(self, out: _Out) -> Tensor:
+        total = self.loss(out.index, out.log_probs, out.entropy)
+        if self.value_loss is None:
+            return total
+        assert out.values is not None, "a value loss needs a critic"
+        return total + self.value_loss(out.index, out.values)
+
+
 def through_completions(
-    policy: Policy, batch: Batch, leaves: Prefix, sampling: Sampling, loss: Loss, tokens_per_pass: int
+    policy: Policy, batch: Batch, leaves: Prefix, sampling: Sampling, loss: Losses, tokens_per_pass: int
 ) -> float:
     """Forward and backward through a batch's completions, down to the leaves. Returns the loss."""
     total = 0.0
     for pieces in batch.passes:
         out = _forward(policy, batch, leaves, pieces, sampling)
-        value = loss(out.index, out.log_probs, out.entropy)
+        value = loss.of(out)
         value.backward()
         total += float(value.detach())
         del out, value
@@ -238,6 +260,8 @@ class _Out:
     """[N] long, into the concatenation of all rows' tokens."""
     log_probs: Tensor
     entropy: Tensor
+    values: Tensor | None
+    """What the critic expects before each token; None without one."""
     own: _Past
 
 
@@ -260,7 +284,8 @@ def _forward(
     predictor, target, index = predictions(pieces, len(prefix.last_hidden))
     hidden = hidden.index_select(0, predictor.to(device))
     log_probs, entropy = token_log_probs(policy, hidden, target.to(device), sampling)
-    return _Out(index=index.to(device), log_probs=log_probs, entropy=entropy, own=own)
+    values = None if policy.critic is None else policy.critic(hidden)
+    return _Out(index=index.to(device), log_probs=log_probs, entropy=entropy, values=values, own=own)
 
 
 def _hidden(
@@ -336,7 +361,7 @@ def _backward_long(
     leaves: Prefix,
     row: Piece,
     sampling: Sampling,
-    loss: Loss,
+    loss: Losses,
     tokens_per_pass: int,
 ) -> float:
     """Segments in reverse: each is recomputed with its past as leaves, then takes the gradient that later
@@ -350,7 +375,7 @@ def _backward_long(
         a, b = piece.start, piece.stop
         past = _leaf_past(own, states[i - 1], a) if a else None
         out = _forward(policy, batch, leaves, [piece], sampling, past)
-        value = loss(out.index, out.log_probs, out.entropy)
+        value = loss.of(out)
         later: list[tuple[Tensor, Tensor]] = []
         if b < row.stop:
             mine = zip(_listed(out.own), d_own, strict=True)

@@ -207,7 +207,17 @@ def reweigh(
     ids = [sample.group for sample in samples]
     total = totals(masks, ids).everywhere(reduce)
     weights = token_weights(masks, ids, algorithm, longest=longest, total=total)
-    return [replace(sample, weights=weight) for sample, weight in zip(samples, weights, strict=True)]
+    valued = sum(float((s.value_weights > 0).sum()) for s in samples if s.value_weights is not None)
+    return [
+        replace(
+            sample,
+            weights=weight,
+            value_weights=None
+            if sample.value_weights is None
+            else (sample.value_weights > 0).astype(np.float32) / max(1.0, valued),
+        )
+        for sample, weight in zip(samples, weights, strict=True)
+    ]
 
 
 def minibatches(

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fovea.config import Run
+from fovea.training.environment import has_environment
+from fovea.training.episodes import episode_step
 from fovea.training.opening import Functions, open_session
 from fovea.training.problems import Tasks
 from fovea.training.resume import read_unfinished
@@ -37,7 +39,8 @@ def train(
     names that the recipe weighs. `resume`: go on in the run's folder.
     Raises UserError, RunFailed, and Stopped after Ctrl-C or SIGTERM, when what was done is saved.
     """
-    step = sft_step if run.method == "sft" else rl_step
+    learn = episode_step if has_environment(run) else rl_step
+    step = sft_step if run.method == "sft" else learn
     opened = open_session(run, observers, tasks=tasks, functions=functions, resume=resume)
     with StopRequest() as stop, opened as session:
         try:

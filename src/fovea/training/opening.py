@@ -20,9 +20,11 @@ from fovea.rewards.journal import Journal
 from fovea.rewards.judge import CACHE
 from fovea.rewards.options import plain_sum
 from fovea.rewards.scorer import Scorer, ScorerSettings, make_scorer
+from fovea.rollouts.episodes import Stage
 from fovea.runlog import REWARD_JOURNAL, RunLog, check_run_folder, run_folder
 from fovea.tasks.curriculum import Curriculum
 from fovea.training.bad_samples import BadSamples, largest_prompts
+from fovea.training.environment import has_environment, open_critic, open_stage
 from fovea.training.exploring import check_intervention, open_explorer
 from fovea.training.optim import make_optimizer
 from fovea.training.preflight import check_memory
@@ -66,6 +68,8 @@ def open_session(
     task, validation, held_out = tasks or open_tasks(run)
     downstream = open_downstream(run)
     own: Mapping[str, float] = getattr(task, "rewards", None) or default_rewards(task.kind)
+    if has_environment(run):
+        own = {}
     rewards, notes = _weights(run, run.rewards or own)
     notes += getattr(task, "notes", ())  # what was left out of its files
     folder = run_folder(run)
@@ -79,6 +83,8 @@ def open_session(
         log = held
         saved = _find_saved(held) if held else None
         policy = _open_policy(run, saved)
+        if algorithm.critic and run.method == "rl":
+            policy.critic = open_critic(run, policy, algorithm.stop_gradient)
         instruction = instruction_of(run, task)
         compared = algorithm.beta > 0 and run.method == "rl"
         check = policy.encode_target if run.method == "sft" else None
@@ -90,11 +96,16 @@ def open_session(
         reference = open_reference(run, policy, resumed=saved is not None) if compared else None
         watch = Watch(audits=run.audits, expected=run.prompts * run.group)
         explorer = open_explorer(run, policy, instruction)
+        engine = SharedPrefillEngine(policy)
+        stage = None
+        if has_environment(run) and run.method == "rl":
+            stage = open_stage(run, policy, engine, instruction)
         session = Session(
             run=run,
             policy=policy,
-            engine=SharedPrefillEngine(policy),
-            optimizer=make_optimizer(policy, run.optimizer),
+            engine=engine,
+            stage=stage,
+            optimizer=make_optimizer(policy, run.optimizer, run.critic.learning_rate),
             task=task,
             validation=validation,
             held_out=held_out,
@@ -112,7 +123,7 @@ def open_session(
             observers=(log, *observers),
             reference=reference,
             explorer=explorer,
-            parts=_parts(run, task, watch, explorer),
+            parts=_parts(run, task, watch, explorer, stage),
         )
         session.begin(saved, resume)
     except BaseException:
@@ -123,11 +134,19 @@ def open_session(
     return session
 
 
-def _parts(run: Run, task: Task, watch: Watch, explorer: Explorer | None) -> dict[str, Stateful]:
+def _parts(
+    run: Run, task: Task, watch: Watch, explorer: Explorer | None, stage: Stage | None
+) -> dict[str, Stateful]:
     """Whatever remembers something from step to step, by name."""
     replay = make_replay(run.algorithm)
     curriculum: Curriculum | None = getattr(task, "curriculum", None)
-    found = {"watch": watch, "replay": replay, "curriculum": curriculum, "explorer": explorer}
+    found = {
+        "watch": watch,
+        "replay": replay,
+        "curriculum": curriculum,
+        "explorer": explorer,
+        "episodes": stage,
+    }
     return {name: part for name, part in found.items() if part is not None}
 
 
@@ -156,6 +175,8 @@ def _open_scorer(
         memory_bytes=None if gigabytes is None else int(gigabytes * 2**30),
         form=run.reward_completions,
     )
+    if has_environment(run):  # the environment gives them
+        return Scorer(weights={}, sources=(), settings=settings, journal=Journal(None), options={})
     options: dict[str, Mapping[str, Any]] = dict(told) | dict(run.reward_options)
     if "judge" in options:  # a resumed run asks nothing twice
         options["judge"] = {"cache": str(run_folder(run) / CACHE)} | dict(options["judge"])

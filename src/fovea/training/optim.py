@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fovea.config import OptimizerSection
 from fovea.models import Policy
+from fovea.models.critic import NAME as CRITIC
 from fovea.models.finetune import needs_bitsandbytes, part_of
 from fovea.types import UserError
 
@@ -208,11 +209,13 @@ class TrainOptimizer(torch.optim.Optimizer):
             }
 
 
-def make_optimizer(policy: Policy, section: OptimizerSection) -> TrainOptimizer:
-    """The section's optimizer over what is not frozen. Raises UserError for float16 weights, a missing library, or
-    when nothing is trained."""
-    trained = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
-    if not trained:
+def make_optimizer(
+    policy: Policy, section: OptimizerSection, critic_learning_rate: float | None = None
+) -> TrainOptimizer:
+    """The section's optimizer over what is not frozen, the critic included (`critic_learning_rate`; default: the
+    section's). Raises UserError for float16 weights, a missing library, or when nothing is trained."""
+    trained = policy.trained()
+    if not any(p.requires_grad for p in policy.model.parameters()):
         raise UserError("Everything is frozen, so there is nothing to train; shorten freeze.")
     embeddings = {
         id(policy.model.get_input_embeddings().weight),
@@ -229,7 +232,10 @@ def make_optimizer(policy: Policy, section: OptimizerSection) -> TrainOptimizer:
             kind = "adamw"
         weight = Weight(name=name, parameter=parameter, worked=_worked(parameter, section), kind=kind)
         decay = section.weight_decay if parameter.ndim >= 2 else 0.0
-        by_group[kind, _scale(policy, name, section), decay].append(weight)
+        scale = _scale(policy, name, section)
+        if critic_learning_rate is not None and name.startswith(f"{CRITIC}."):
+            scale = critic_learning_rate / section.learning_rate
+        by_group[kind, scale, decay].append(weight)
     groups = [
         {"weights": weights, "lr_scale": scale, "weight_decay": decay}
         for (_, scale, decay), weights in by_group.items()

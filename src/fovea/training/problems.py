@@ -20,6 +20,7 @@ from fovea.tasks.opening import open_also, open_named
 from fovea.tasks.own import ProblemList
 from fovea.tasks.sources import Files, named_files
 from fovea.training.bad_samples import SCANNED
+from fovea.training.environment import episode_instruction, has_environment, open_episode_tasks
 from fovea.types import AnswerKind, Problem, Task, UserError
 
 EVALUATION_SEED = 1_000_003
@@ -59,6 +60,8 @@ Tasks = tuple[Task, Task, Task]
 
 def open_tasks(run: Run) -> Tasks:
     """(training, validation, held-out) problems of a run; of a file, validation and held-out are the same lines."""
+    if has_environment(run):
+        return open_episode_tasks(run, EVALUATION_SEED)
     if run.data is None:
         return (
             open_named(run, "train", run.seed, Curriculum()),
@@ -160,6 +163,8 @@ def instruction_of(run: Run, asked: Task | AnswerKind) -> str | None:
 
     `asked`: the task, or its kind. None for a task of several kinds whose questions say it themselves.
     """
+    if has_environment(run):
+        return episode_instruction(run)
     if getattr(asked, "instructions", None) is not None:
         return None
     kind: AnswerKind = asked if isinstance(asked, str) else asked.kind

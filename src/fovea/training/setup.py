@@ -21,6 +21,7 @@ from fovea import checkpoints
 from fovea.audits import Watch
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
+from fovea.episode_evaluation import evaluate_episodes
 from fovea.evaluation import evaluate
 from fovea.models import Policy, Prompt
 from fovea.models.reference import Reference
@@ -28,12 +29,15 @@ from fovea.phases import CLEAN, Explorer
 from fovea.rewards import REWARDS, correct
 from fovea.rewards.scorer import Scorer
 from fovea.rollouts import BadSample, gather, without_bad
+from fovea.rollouts.episodes import Stage
 from fovea.runlog import RunLog, describe_run
 from fovea.tasks.curriculum import MixedTask
 from fovea.training.ahead import Ahead
 from fovea.training.bad_samples import BadSamples
-from fovea.training.problems import at_most, instruction_of
+from fovea.training.environment import game_of, has_environment, open_stage
+from fovea.training.problems import EVALUATION_SEED, at_most, instruction_of
 from fovea.training.stopping import best_of, no_longer_rises, value_of
+from fovea.training.strips import strip
 from fovea.types import Group, Observer, RunFailed, Sampling, Task, UserError
 
 
@@ -92,6 +96,8 @@ class Session:
     """What a KL term compares the policy with; None where there is none."""
     explorer: Explorer | None = None
     """Samples groups in two phases; None where the recipe names no intervention."""
+    stage: Stage | None = None
+    """The episodes that are learned from; None where the recipe names no environment."""
     parts: dict[str, Stateful] = field(default_factory=dict)
     """Whatever remembers something from step to step, by name (`watch` and `replay`, so far)."""
     cursor: int = 0
@@ -119,6 +125,8 @@ class Session:
     ) -> None:
         if self._ahead is not None:
             self._ahead.close()
+        if self.stage is not None:
+            self.stage.close()
         self.scorer.close()
         self.log.close()
         if self.run.deterministic:
@@ -340,6 +348,8 @@ class Session:
 
     def _measure(self, during: bool) -> dict[str, Any]:
         section, task = self.run.evaluation, self.validation if during else self.held_out
+        if has_environment(self.run):
+            return self._measure_episodes(during)
         record = evaluate(
             self.policy,
             self.engine,
@@ -356,6 +366,30 @@ class Session:
             keep=self.log.pictures,
         )
         return record if during or not self.downstream else record | {"also": self._also()}
+
+    def _measure_episodes(self, during: bool) -> dict[str, Any]:
+        section, task = self.run.evaluation, self.validation if during else self.held_out
+        split = "validation" if during else section.split
+        return evaluate_episodes(
+            lambda sampling: open_stage(
+                self.run,
+                self.policy,
+                self.engine,
+                self.instruction,
+                split=split,
+                seed=EVALUATION_SEED,
+                sampling=sampling,
+            ),
+            game_of(self.run),
+            at_most(section.during if during else section.n, task),
+            seed=self.run.seed,
+            max_new_tokens=self.run.sampling.max_new_tokens,
+            temperature=self.run.sampling.temperature,
+            samples=0 if during else section.samples,
+            look=not during,
+            keep=lambda episode: strip(self.log, episode),
+            show=0 if during else 4,
+        )
 
     def _also(self) -> dict[str, Any]:
         """Task → accuracy and looking on problems that are not trained on, with their own default rewards."""
@@ -395,7 +429,9 @@ class Session:
         before, after, best = self.evaluations[0], self.evaluations[-1], self.best()
         result = {name: before[name] for name in ("task", "split", "n", "chance")}
         result |= {"metric": "accuracy", "before": before["accuracy"], "after": after["accuracy"]}
-        for name in ("looking", "swapped", "follow", "blank"):
+        for name in ("looking", "swapped", "follow", "blank", "return"):
+            if name not in before or name not in after:
+                continue
             result[name] = {"before": before[name]["mean"], "after": after[name]["mean"]}
         if "pass_at_k" in before:
             result["pass_at_k"] = {"before": before["pass_at_k"], "after": after["pass_at_k"]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,40 +31,28 @@ from fovea.algorithms import (
     sequence_log_ratios,
     token_loss,
     token_ratio,
+    value_errors,
 )
 from fovea.config import Run
 from fovea.models import Policy, Prompt, backward, score
-from fovea.models.shared_prefix import Loss, Row
+from fovea.models.shared_prefix import Loss, Row, ValueLoss
 from fovea.rollouts import minibatches
+from fovea.training.batch import Batch, batch_of, distinct_rows
 from fovea.training.optim import clip_gradients, learning_rate, set_learning_rate
 from fovea.types import LossTerm, Sample, Sampling
 
-Variants = Mapping[str, Callable[[Prompt], Prompt]]
-"""Forward variants by name, for loss terms: a prompt to the prompt under which its completions are scored again."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Batch:
-    """A mini-batch on the device: B rows, their N tokens one after another."""
+class Forward(NamedTuple):
+    """One backward of an optimizer step."""
 
     prompts: list[Prompt]
     rows: list[Row]
-    row_of: Tensor
-    """[N] long."""
-    lengths: Tensor
-    """[N], counted tokens of the token's row."""
-    old: Tensor
-    advantages: Tensor
-    weights: Tensor
-    """[N], the mask over the denominator."""
-    correction: Tensor
-    """[N], what else multiplies the policy gradient: importance weights, a term's picks."""
-    reference: Tensor | None
-    moved: Tensor
-    """[N], 1 where a token was sampled under another prompt than it is trained under."""
-    mask: Tensor
-    total: float
-    """Counted tokens of the mini-batch, over all workers."""
+    loss: Loss
+    value_loss: ValueLoss | None = None
+
+
+Variants = Mapping[str, Callable[[Prompt], Prompt]]
+"""Forward variants by name, for loss terms: a prompt to the prompt under which its completions are scored again."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,6 +66,7 @@ class _Report:
     skipped: int = 0
     sums: RatioSums | None = None
     kl: float = 0.0
+    value_loss: float = 0.0
     gap: float | None = None
     """Sum of the differences between the engine's log-probs and the update's own, where the update measures it."""
     largest_gap: float = 0.0
@@ -142,7 +132,8 @@ def update(
             seed = (run.seed, step, number)
             passes = _Passes(policy, algorithm, sampling, run, terms, variants or {}, seed, first=first)
             report.skipped += passes.prepare(batch, reduce, others)
-            _optimizer_step(policy, optimizer, passes.forwards(), sampling, run, step, report)
+            forwards = passes.forwards() + _taught(batch, run.environment.thought_sft)
+            _optimizer_step(policy, optimizer, forwards, sampling, run, step, report)
             passes.tell(report)
     finally:
         policy.kept.drop()  # still there where no row was computed, and the graph is large
@@ -152,6 +143,8 @@ def update(
         metrics |= report.sums.means()
         if algorithm.beta > 0 and algorithm.kl_in == "loss":
             metrics["kl"] = report.kl / max(float(report.sums.tokens), 1.0)
+        if algorithm.critic:
+            metrics["value_loss"] = report.value_loss / max(1, len(plan))
         if report.moved:
             metrics["explore/kl"] = report.shift / report.moved
         if report.gap is not None:
@@ -164,15 +157,26 @@ def one_step(run: Run, algorithm: Algorithm) -> bool:
     """Whether `update(..., first=True)` is right for the samples of a step: the log-probs of the policy that sampled
     are wanted, one optimizer step needs them, and nothing does before it (a KL in the reward, importance weights, a
     replay buffer)."""
-    section = run.algorithm
+    section, episodes = run.algorithm, run.environment.name != "none"
     return (
         algorithm.old_log_probs == "recomputed"
         and section.updates_per_rollout == 1
-        and section.prompts_per_update in (None, run.prompts)
+        and (
+            section.prompts_per_update is None or (not episodes and section.prompts_per_update == run.prompts)
+        )
         and algorithm.correction == "none"
         and not (algorithm.beta > 0 and algorithm.kl_in != "loss")
         and section.replay == 0
     )
+
+
+def _taught(samples: Sequence[Sample], weight: float) -> list[Forward]:
+    """Cross-entropy on the teacher's thoughts of a mini-batch, where there are any."""
+    pairs = [(sample.trained_prompt, sample.taught) for sample in samples if sample.taught is not None]
+    if not pairs or not weight:
+        return []
+    prompts, rows = distinct_rows(pairs)
+    return [Forward(prompts, rows, cross_entropy(sum(len(tokens) for _, tokens in rows), weight))]
 
 
 def _variant_metrics(apart: Mapping[str, Tensor]) -> dict[str, float]:
@@ -227,10 +231,11 @@ class _Passes:
         self._differs: dict[str, Tensor] = {}
         self._trained: Tensor | None = None
         self._sequence: Tensor | None = None
-        self._batch: _Batch
+        self._batch: Batch
         zero = torch.zeros((), device=policy.device)
         self.sums = RatioSums(clipped=zero, kl=zero, tokens=zero)
         self.kl = zero
+        self.value_loss = zero
         self.gap = zero
         self.largest_gap = zero
         self.shift = zero
@@ -241,6 +246,7 @@ class _Passes:
         """Add what the passes saw."""
         report.sums = self.sums if report.sums is None else report.sums + self.sums
         report.kl += float(self.kl)
+        report.value_loss += float(self.value_loss)
         for name, sums in self.apart.items():
             report.apart[name] = report.apart.get(name, 0.0) + sums
         if self._first:
@@ -256,7 +262,7 @@ class _Passes:
         """
         policy, algorithm = self._policy, self._algorithm
         self._others = dict(scored)
-        batch = _batch(policy, samples, reduce)
+        batch = batch_of(policy, samples, reduce)
         pickers = [term for term in self._terms if term.picks]
         if pickers:
             log_probs, entropy = self._score(batch.prompts, batch.rows)
@@ -268,6 +274,7 @@ class _Passes:
                     batch = replace(batch, correction=batch.correction * self._picked[term.name])
         extra = algorithm.every_row_learns or any(term.variants for term in self._terms)
         learning = batch.weights if extra else batch.weights * batch.advantages * batch.correction
+        learning = learning.abs() + batch.value_weights
         alive = torch.zeros(len(batch.rows), device=policy.device).index_add(
             0, batch.row_of, (learning != 0).float()
         )
@@ -276,21 +283,23 @@ class _Passes:
         self._score_ahead()
         return len(batch.rows) - len(kept)
 
-    def _clipped(self, batch: _Batch, log_probs: Tensor) -> Tensor:
+    def _clipped(self, batch: Batch, log_probs: Tensor) -> Tensor:
         """bool [N], of the whole mini-batch: where the ratio clip decides."""
         old, algorithm = self._old(batch, slice(None), log_probs), self._algorithm
         sequence = None
         if algorithm.ratio != "token":
-            sequence = sequence_log_ratios(log_probs, old, batch.mask, batch.row_of, algorithm)
+            weighted = batch.mask * batch.coefficients
+            sequence = sequence_log_ratios(log_probs, old, weighted, batch.row_of, algorithm)
         return clip_decides(log_probs, old, batch.advantages, algorithm, sequence=sequence)
 
-    def forwards(self) -> list[tuple[list[Prompt], list[Row], Loss]]:
-        """(prompts, rows, loss) of each backward: the trained prompts, then the variants that a term asks for."""
+    def forwards(self) -> list[Forward]:
+        """Each backward: the trained prompts, then the variants that a term asks for."""
         batch = self._batch
-        found: list[tuple[list[Prompt], list[Row], Loss]] = [(batch.prompts, batch.rows, self._trained_loss)]
+        critic = self._value_loss if self._algorithm.critic else None
+        found = [Forward(batch.prompts, batch.rows, self._trained_loss, critic)]
         for name in self._other_variants():
             prompts = [self._variants[name](prompt) for prompt in batch.prompts]
-            found.append((prompts, batch.rows, self._variant_loss(name)))
+            found.append(Forward(prompts, batch.rows, self._variant_loss(name)))
         return found
 
     def _other_variants(self) -> list[str]:
@@ -300,31 +309,14 @@ class _Passes:
     def _score(self, prompts: list[Prompt], rows: list[Row]) -> tuple[Tensor, Tensor]:
         return score(self._policy, prompts, rows, self._sampling, tokens_per_pass=self._run.tokens_per_pass)
 
-    def _only(self, batch: _Batch, kept: list[int]) -> _Batch:
+    def _only(self, batch: Batch, kept: list[int]) -> Batch:
         """The same with these rows alone; denominators stay."""
         if len(kept) == len(batch.rows):
             return batch
-        place = torch.full((len(batch.rows),), -1, device=batch.row_of.device)
-        place[kept] = torch.arange(len(kept), device=place.device)
-        row_of = place[batch.row_of]
-        tokens = row_of >= 0
+        fewer, tokens = batch.only(kept)
         self._picked = {name: picked[tokens] for name, picked in self._picked.items()}
         self._others = {name: other[tokens] for name, other in self._others.items()}
-        prompts, rows = _rows([(batch.prompts[batch.rows[i][0]], batch.rows[i][1]) for i in kept])
-        return replace(
-            batch,
-            prompts=prompts,
-            rows=rows,
-            row_of=row_of[tokens],
-            lengths=batch.lengths[tokens],
-            old=batch.old[tokens],
-            advantages=batch.advantages[tokens],
-            weights=batch.weights[tokens],
-            correction=batch.correction[tokens],
-            reference=None if batch.reference is None else batch.reference[tokens],
-            moved=batch.moved[tokens],
-            mask=batch.mask[tokens],
-        )
+        return fewer
 
     def _score_ahead(self) -> None:
         """Log-probs that a pass cannot have: of completions cut over passes, and of other variants."""
@@ -335,8 +327,9 @@ class _Passes:
             if cut and not self._first:  # the first log-ratio is 0, of a part of a reply too
                 log_probs, _ = self._score(batch.prompts, [batch.rows[i] for i in cut])
                 tokens = torch.isin(batch.row_of, torch.tensor(cut, device=batch.row_of.device))
+                weighted = (batch.mask * batch.coefficients)[tokens]
                 self._sequence[tokens] = sequence_log_ratios(
-                    log_probs, batch.old[tokens], batch.mask[tokens], batch.row_of[tokens], algorithm
+                    log_probs, batch.old[tokens], weighted, batch.row_of[tokens], algorithm
                 )
         for name in self._other_variants():
             prompts = [self._variants[name](prompt) for prompt in batch.prompts]
@@ -354,7 +347,8 @@ class _Passes:
             self._compare(old - batch.old[index], mask * batch.moved[index], mask)
         sequence = None
         if self._sequence is not None:
-            inside = sequence_log_ratios(log_probs, old, mask, batch.row_of[index], algorithm)
+            weighted = mask * batch.coefficients[index]
+            inside = sequence_log_ratios(log_probs, old, weighted, batch.row_of[index], algorithm)
             ahead = self._sequence[index]
             sequence = torch.where(ahead.isnan(), inside, ahead)
         weights = batch.weights[index]
@@ -366,6 +360,7 @@ class _Passes:
             algorithm,
             sequence=sequence,
             lengths=batch.lengths[index],
+            coefficients=batch.coefficients[index],
         ).sum()
         self.sums = self.sums + ratio_sums(log_probs, old, advantages, mask, algorithm, sequence=sequence)
         self._note_apart(index, log_probs.detach(), mask)
@@ -380,6 +375,14 @@ class _Passes:
                 kl = kl * token_ratio(log_probs, old)
             total = total + algorithm.beta * (weights * kl).sum()
         return total + self._extra(TRAINED, index, log_probs, entropy)
+
+    def _value_loss(self, index: Tensor, values: Tensor) -> Tensor:
+        """The critic's loss on one pass's tokens [N]."""
+        batch, algorithm = self._batch, self._algorithm
+        returns, weights = batch.returns[index], batch.value_weights[index]
+        errors = value_errors(values, returns, batch.old_values[index], algorithm.value_clip)
+        self.value_loss = self.value_loss + (weights * errors.detach()).sum()
+        return algorithm.value_coefficient * (weights * errors).sum()
 
     def _compare(self, difference: Tensor, moved: Tensor, mask: Tensor) -> None:
         """Of the trained prompts' log-probs and the engine's: rounding, or what the changed picture did."""
@@ -418,12 +421,12 @@ class _Passes:
                 total = total if value is None else total + value
         return total
 
-    def _old(self, batch: _Batch, index: Tensor | slice, log_probs: Tensor) -> Tensor:
+    def _old(self, batch: Batch, index: Tensor | slice, log_probs: Tensor) -> Tensor:
         """[N]: what the ratio compares with."""
         return log_probs.detach() if self._first else batch.old[index]
 
     def _view(
-        self, batch: _Batch, index: Tensor | slice, log_probs: Tensor, entropy: Tensor, picked: Tensor | None
+        self, batch: Batch, index: Tensor | slice, log_probs: Tensor, entropy: Tensor, picked: Tensor | None
     ) -> TokenView:
         return TokenView(
             log_probs=log_probs,
@@ -449,7 +452,7 @@ def _scored(
 ) -> dict[str, Tensor]:
     """[N] log-probs of the samples' tokens, without gradient, under each variant that a term wants scored."""
     names = dict.fromkeys(name for term in terms for name in term.scored)
-    prompts, rows = _rows([(sample.trained_prompt, sample.token_ids) for sample in samples])
+    prompts, rows = distinct_rows([(sample.trained_prompt, sample.token_ids) for sample in samples])
     return {
         name: score(
             policy,
@@ -460,34 +463,6 @@ def _scored(
         )[0]
         for name in names
     }
-
-
-def _batch(policy: Policy, samples: Sequence[Sample], reduce: Reduce) -> _Batch:
-    prompts, rows = _rows([(sample.trained_prompt, sample.token_ids) for sample in samples])
-    sizes = torch.tensor([len(sample.token_ids) for sample in samples], dtype=torch.long)
-    masks = [(sample.weights > 0).astype(np.float32) for sample in samples]
-    lengths = [np.full(len(mask), mask.sum(), np.float32) for mask in masks]
-    ones = [np.ones(len(mask), np.float32) for mask in masks]
-    referenced = all(sample.reference_log_probs is not None for sample in samples) and len(samples) > 0
-    references = [s.reference_log_probs for s in samples if s.reference_log_probs is not None]
-    return _Batch(
-        prompts=prompts,
-        rows=rows,
-        row_of=torch.arange(len(samples)).repeat_interleave(sizes).to(policy.device),
-        lengths=_flat(policy, lengths),
-        old=_flat(policy, [sample.old_log_probs for sample in samples]),
-        advantages=_flat(policy, [sample.advantage for sample in samples]),
-        weights=_flat(policy, [sample.weights for sample in samples]),
-        correction=_flat(
-            policy, [one if s.correction is None else s.correction for s, one in zip(samples, ones)]
-        ),
-        reference=_flat(policy, references) if referenced else None,
-        moved=_flat(
-            policy, [one * float(s.sampled_prompt is not s.trained_prompt) for s, one in zip(samples, ones)]
-        ),
-        mask=_flat(policy, masks),
-        total=float(reduce(np.array([sum(float(mask.sum()) for mask in masks)]))[0]),
-    )
 
 
 def sft_update(
@@ -503,17 +478,19 @@ def sft_update(
     report = _Report()
     for start in range(0, len(prompts), per):
         chosen = targets[start : start + per]
-        distinct, rows = _rows(list(zip(prompts[start : start + per], chosen, strict=True)))
-        forward = (distinct, rows, _cross_entropy(sum(map(len, chosen))))
+        distinct, rows = distinct_rows(list(zip(prompts[start : start + per], chosen, strict=True)))
+        forward = Forward(distinct, rows, cross_entropy(sum(map(len, chosen))))
         _optimizer_step(policy, optimizer, [forward], Sampling(), run, step, report)
     tokens = sum(map(len, targets))
     counts = {"completion_tokens": tokens / max(1, len(targets)), "tokens": tokens}
     return report.metrics(learning_rate(run.optimizer, step, run.steps)) | counts
 
 
-def _cross_entropy(tokens: int) -> Loss:
+def cross_entropy(tokens: int, weight: float = 1.0) -> Loss:
+    """Mean of -log p over `tokens` tokens, times `weight`."""
+
     def loss(index: Tensor, log_probs: Tensor, entropy: Tensor) -> Tensor:
-        return -log_probs.sum() / tokens
+        return -weight * log_probs.sum() / tokens
 
     return loss
 
@@ -521,7 +498,7 @@ def _cross_entropy(tokens: int) -> Loss:
 def _optimizer_step(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    forwards: Sequence[tuple[list[Prompt], list[Row], Loss]],
+    forwards: Sequence[Forward],
     sampling: Sampling,
     run: Run,
     step: int,
@@ -530,8 +507,8 @@ def _optimizer_step(
     """Backward, clip, step. Nothing changes but the count when the loss or the gradient is not finite."""
     optimizer.zero_grad(set_to_none=True)
     value = 0.0
-    for prompts, rows, loss in forwards:
-        value += backward(policy, prompts, rows, sampling, loss, run.tokens_per_pass)
+    for prompts, rows, loss, critic in forwards:
+        value += backward(policy, prompts, rows, sampling, loss, run.tokens_per_pass, critic)
     norm = clip_gradients(optimizer, run.optimizer.max_grad_norm)
     if not (math.isfinite(value) and math.isfinite(norm)):
         optimizer.zero_grad(set_to_none=True)
@@ -542,14 +519,3 @@ def _optimizer_step(
     policy.version += 1
     report.losses.append(value)
     report.norms.append(norm)
-
-
-def _rows(pairs: Sequence[tuple[Prompt, np.ndarray]]) -> tuple[list[Prompt], list[Row]]:
-    """Distinct prompts (by identity) and rows that point at them."""
-    distinct = list({id(prompt): prompt for prompt, _ in pairs}.values())
-    place = {id(prompt): i for i, prompt in enumerate(distinct)}
-    return distinct, [(place[id(prompt)], tokens) for prompt, tokens in pairs]
-
-
-def _flat(policy: Policy, parts: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *parts])).to(policy.device)

@@ -1,0 +1,155 @@
+"""Does the agent succeed, and does it look? Held-out episodes from beginning to end, greedy, three times over.
+
+    accuracy   share of episodes that succeed (`success` by its usual name here)
+    swapped    the same episodes, but every turn shows the pictures of another episode that is under way
+    looking    accuracy - swapped, paired over episodes
+    blank      the same episodes and grey pictures
+    return     mean sum of the environment's rewards
+
+Beside them stand the success of random legal actions (`chance`) and, where it is known, that of the best policy
+(`ceiling`). The original reports the peak of a training curve instead. `sampled`: success and return at the run's
+temperature. `thought_follows`: of the first turns whose picture was swapped, the share whose thought changed with it; near
+0 is thought collapse (GTR, arXiv:2503.08525). What cannot be computed is null, never 0.
+
+Not here: single questions (`fovea.evaluation`), playing (`fovea.rollouts.episodes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fovea.environments.game import Game, Observation
+from fovea.rollouts.episodes import Place, Show, Stage
+from fovea.statistics import average, difference, mean, proportion
+from fovea.types import Sampling, Trajectory
+
+AT_ONCE = 64
+"""Episodes side by side."""
+
+SWAP = "at every turn the pictures of another episode that is under way; the text stays"
+
+
+def evaluate_episodes(
+    open_stage: Callable[[Sampling], Stage],
+    game: Game,
+    n: int,
+    *,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    samples: int = 0,
+    look: bool = True,
+    keep: Callable[[Trajectory], list[dict[str, Any]]] | None = None,
+    show: int = 0,
+) -> dict[str, Any]:
+    """Measure the first `n` episodes of a stage's split. JSON-ready, intervals are 95 %.
+
+    `open_stage(sampling)` → a stage with nothing under way. `samples` > 0: the episodes are also played once at
+    `temperature`. `show`: so many episodes are recorded (`keep`: a trajectory → records of its turns).
+    """
+    greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
+    own = _play(open_stage(greedy), n, seed)
+    right = [bool(one.success) for one in own]
+    record: dict[str, Any] = {
+        "task": game.name,
+        "n": n,
+        "chance": game.floor,
+        "ceiling": game.ceiling,
+        "accuracy": proportion(right),
+        "return": mean([one.total for one in own], seed),
+        "turns": mean([float(len(one.turns)) for one in own], seed),
+        "invalid": average([float(not turn.legal) for one in own for turn in one.turns], seed),
+        "truncated": proportion([one.truncated for one in own]),
+        "rewards": {},
+    }
+    if samples:
+        drawn = _play(open_stage(Sampling(temperature=temperature, max_new_tokens=max_new_tokens)), n, seed)
+        record["sampled"] = {
+            "temperature": temperature,
+            "accuracy": proportion([bool(one.success) for one in drawn]),
+            "return": mean([one.total for one in drawn], seed),
+        }
+    if look:
+        record |= _looking(open_stage, greedy, own, n, seed)
+    shown = [record for one in own[:show] for record in keep(one)] if keep is not None else []
+    return record | {"shown": shown}
+
+
+def _play(stage: Stage, n: int, seed: int, show: Show | None = None) -> list[Trajectory]:
+    stage.show = show
+    try:
+        return stage.whole(range(n), 1, seed=(seed, 0), at_once=AT_ONCE)
+    finally:
+        stage.close()
+
+
+def _looking(
+    open_stage: Callable[[Sampling], Stage],
+    greedy: Sampling,
+    own: Sequence[Trajectory],
+    n: int,
+    seed: int,
+) -> dict[str, Any]:
+    nothing = {"mean": None, "ci95": None, "n": 0}
+    empty = dict.fromkeys(("swapped", "looking", "follow", "blank"), nothing)
+    if not any(turn.prompt.problem.images for turn in own[0].turns):
+        return {**empty, "swap": None, "thought_follows": nothing}
+    right = [bool(one.success) for one in own]
+    swapped = _play(open_stage(greedy), n, seed, swapped_pictures)
+    blank = _play(open_stage(greedy), n, seed, blank_pictures)
+    other = [bool(one.success) for one in swapped]
+    changed = [
+        a.turns[0].thought != b.turns[0].thought
+        for a, b in zip(own, swapped, strict=True)
+        if a.turns[0].anchor == b.turns[0].anchor and a.turns[0].thought and _other_picture(a, b)
+    ]
+    return {
+        "swapped": proportion(other) | {"n": n},
+        "looking": difference(right, other, seed) | {"n": n},
+        "follow": nothing,
+        "blank": proportion([bool(one.success) for one in blank]) | {"n": n},
+        "swap": SWAP,
+        "thought_follows": proportion(changed) | {"n": len(changed)},
+    }
+
+
+def _other_picture(a: Trajectory, b: Trajectory) -> bool:
+    """Whether the first turn of the same episode was shown with another picture."""
+    pairs = zip(a.turns[0].prompt.problem.images, b.turns[0].prompt.problem.images)
+    return any(not np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+
+
+def swapped_pictures(places: Sequence[Place]) -> list[Observation]:
+    """To each episode the pictures of the next one whose pictures have the same sizes and show something else; its own
+    where there is none."""
+    seen = [place.observation for place in places]
+    found = []
+    for i, observation in enumerate(seen):
+        others = (seen[(i + k) % len(seen)] for k in range(1, len(seen)))
+        sizes = [image.size for image in observation.images]
+        donor = next(
+            (
+                other
+                for other in others
+                if [image.size for image in other.images] == sizes
+                and any(a.tobytes() != b.tobytes() for a, b in zip(other.images, observation.images))
+            ),
+            observation,
+        )
+        found.append(Observation(images=donor.images, text=observation.text))
+    return found
+
+
+def blank_pictures(places: Sequence[Place]) -> list[Observation]:
+    """To each episode grey pictures."""
+    return [
+        Observation(
+            images=tuple(Image.new("RGB", image.size, (127, 127, 127)) for image in place.observation.images),
+            text=place.observation.text,
+        )
+        for place in places
+    ]
