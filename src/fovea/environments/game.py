@@ -52,7 +52,7 @@ class Game:
 
     name: str
     make: Callable[..., Any]
-    """(**options) → a gymnasium environment. `reset(seed=, options={"split": "train" | "validation" | "test"})`: whatever
+    """(**options) → a gymnasium environment. `reset(seed=, options={"split": "train" | "validation" | "test"})`: what
     it draws depends on these two alone; it may ignore the split."""
     legal: Callable[[Any], tuple[str, ...]]
     """(env) → names of the actions that are legal now, in a fixed order, never empty while the episode runs. Where

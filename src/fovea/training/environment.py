@@ -100,12 +100,14 @@ def open_stage(
     """Episodes of a split. `seed`, `sampling`: default the run's own."""
     section, game, rules = run.environment, game_of(run), rules_of(run)
 
-    def make() -> Any:
-        if section.isolated:
-            from fovea.environments.isolated import isolated
+    played = game
+    if section.isolated:
+        from fovea.environments.isolated import isolated
 
-            return isolated(game, rules, section.options, deadline=section.deadline, name=section.name)
-        return Spoken(game=game, rules=rules, options=section.options)
+        played = isolated(section.name, reset_seconds=section.deadline, step_seconds=section.deadline)
+
+    def make() -> Any:
+        return Spoken(game=played, rules=rules, options=section.options)
 
     taught = _teacher(run, game) if section.thought_sft else None
     return Stage(
