@@ -55,8 +55,11 @@ class Shown:
     answer: tuple[Any, float, bool, bool]
     """Observation, reward, terminated, truncated."""
     legal: tuple[str, ...]
+    """Names of the legal actions; none after the end."""
     text: str
+    """What the game asks."""
     images: tuple[Image.Image, ...]
+    """What the game shows."""
     event: list[Any]
     """The journal's newest entry."""
 

@@ -48,11 +48,13 @@ class Board:
     size: int
     """Cells a side, the wall around it included."""
     walls: frozenset[Cell]
+    """(row, column) of every cell that nothing enters, the frame included."""
     goals: frozenset[Cell]
+    """As many as there are boxes."""
 
 
 class Position(NamedTuple):
-    """What moves."""
+    """What moves. Example: Position(player=(1, 1), boxes=frozenset({(2, 2)}))"""
 
     player: Cell
     boxes: frozenset[Cell]
