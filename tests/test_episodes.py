@@ -400,3 +400,37 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=match):
             train(run_of(tmp_path, *overrides))
+
+
+# --- two games that are solved ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("game", "thought", "steps"), [("BANDIT", False, 8), ("CORRIDOR", True, 12)])
+def test_ppo_solves_a_small_game(tmp_path: Path, game: str, thought: bool, steps: int) -> None:
+    """To the optimum from a start that knows the form and nothing about acting. Greedy replies to held-out episodes."""
+    name = f"environment.name={Path(__file__).parent / 'games.py'}:{game}"
+    shared = [name, "environment.options={}", f"environment.thought={str(thought).lower()}", "save_every=0"]
+    measured = ["evaluation.n=24", "evaluation.every=0", "evaluation.samples=0"]
+    (tmp_path / "sft").mkdir()
+    taught = run_of(
+        tmp_path / "sft", *shared, "method=sft", "prompts=16", "steps=30", "optimizer.learning_rate=2e-4", *measured
+    )
+    before = train(taught)["after"]["mean"]
+    learned = [f"model={tmp_path / 'sft' / 'run' / 'checkpoints' / 'step_30' / 'model'}", f"steps={steps}"]
+    found = train(
+        run_of(
+            tmp_path,
+            *shared,
+            *learned,
+            *measured,
+            "prompts=32",
+            "environment.turns=2",
+            "environment.invalid=penalty",
+            "environment.penalty=1",
+            "algorithm.name=turn_ppo",
+            "algorithm.updates_per_rollout=2",
+            "critic.learning_rate=3e-3",
+            "optimizer.learning_rate=1e-4",
+        )
+    )
+    assert found["after"]["mean"] == 1.0, (before, found["after"])
