@@ -213,31 +213,44 @@ def test_each_split_has_fonts_of_its_own_and_looks_never_change_the_deal(game: G
 
 def test_number_line_random_success_exactly() -> None:
     # Without a wrong move, each of d moves must be right: 2^-d.
-    for starts in (pairs(None), pairs("train"), pairs("test"), paper_pairs()):
+    for starts in (pairs(None), pairs("train"), pairs("test"), pairs("test", 5, "states"), paper_pairs()):
         assert random_success(starts) == sum(Fraction(1, 2 ** abs(s - t)) for s, t in starts) / len(starts)
     assert random_success(paper_pairs()) == Fraction(163, 576)  # 28.3 %
     assert random_success(pairs(None)) == Fraction(43, 160)  # 26.9 %
-    assert random_success(pairs("train")) == Fraction(89, 336)  # 26.5 %
-    assert random_success(pairs("validation")) == Fraction(13, 48)  # 27.1 %
-    assert random_success(pairs("test")) == Fraction(9, 32)  # 28.1 %
-    assert number_line.GAME.floor == 9 / 32
+    assert random_success(pairs("test")) == Fraction(35, 192)  # 18.2 %
+    assert random_success(pairs("train")) == Fraction(191, 672)  # 28.4 %
+    assert random_success(pairs("validation", 5, "states")) == Fraction(13, 48)  # 27.1 %
+    assert random_success(pairs("test", 5, "states")) == Fraction(9, 32)  # 28.1 %
+    assert random_success(pairs("train", 5, "states")) == Fraction(89, 336)  # 26.5 %
+    assert number_line.GAME.floor == 35 / 192
 
 
-def test_number_line_holds_pairs_out() -> None:
-    by_split = {split: set(pairs(split)) for split in SPLITS}
+@pytest.mark.parametrize("hold_out", ["starts", "states"])
+def test_number_line_holds_pairs_out(hold_out: Any) -> None:
+    by_split = {split: set(pairs(split, 5, hold_out)) for split in SPLITS}
     assert [len(by_split[split]) for split in SPLITS] == [21, 3, 6]
     assert set.union(*by_split.values()) == set(pairs(None))
-    env = NumberLine(side=32)
+    env = NumberLine(side=32, hold_out=hold_out)
     for split in SPLITS:
         starts = set()
         for seed in range(200):
             info = env.reset(seed=seed, options={"split": split})[1]
             starts.add((info["current"], info["target"]))
         assert starts == by_split[split]
-    held = set(HELD_OUT["test"]) | set(HELD_OUT["validation"])
-    for start, target in by_split["train"]:  # no right move leads through a held-out state
-        step = 1 if start < target else -1
-        assert not held & {(number, target) for number in range(start, target, step)}
+    held = {pair for some in HELD_OUT[hold_out].values() for pair in some}
+    passed = {
+        (number, target)
+        for start, target in by_split["train"]
+        for number in range(start, target, 1 if start < target else -1)
+    }
+    # "states": no right move of a training episode leads through a held-out state; "starts": it may
+    assert bool(held & passed) == (hold_out == "starts")
+
+
+def test_number_line_starts_are_those_that_were_drawn() -> None:
+    order = np.random.default_rng(0).permutation(30)
+    drawn = [pairs(None)[i] for i in order[:9]]
+    assert (*HELD_OUT["starts"]["test"], *HELD_OUT["starts"]["validation"]) == tuple(drawn)
 
 
 def test_number_line_rewards() -> None:
@@ -253,7 +266,7 @@ def test_number_line_rewards() -> None:
     assert [press(env, "-")[3] for _ in range(10)] == [False] * 9 + [True]
     with pytest.raises(UserError, match="hold_out"):
         NumberLine(max_position=7)
-    assert NumberLine(max_position=12, hold_out=False, side=64).reset(seed=1)[0].shape == (64, 64, 3)
+    assert NumberLine(max_position=12, hold_out="none", side=64).reset(seed=1)[0].shape == (64, 64, 3)
 
 
 def test_number_line_draws_what_the_original_draws() -> None:
