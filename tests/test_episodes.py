@@ -106,7 +106,9 @@ def test_the_critics_gradient_is_that_of_plain_autograd(policy: Policy, stop: bo
     for tokens_per_pass in (4096, 5):  # 5: replies are cut into segments
         policy.model.zero_grad(), policy.critic.zero_grad()
         value = backward(policy, prompts, rows, SAMPLING, nothing, tokens_per_pass, squared)
-        ours = {n: p.grad.clone() for n, p in trained.items() if p.grad is not None and p.grad.abs().sum() > 0}
+        ours = {
+            n: p.grad.clone() for n, p in trained.items() if p.grad is not None and p.grad.abs().sum() > 0
+        }
         policy.model.zero_grad(), policy.critic.zero_grad()
         plain = _plain_value_loss(policy, prompts, rows, target)
         plain.backward()
@@ -185,11 +187,20 @@ def test_lambda_weighs_thoughts_in_the_gradient() -> None:
     new = (old + torch.tensor(rng.normal(0, 0.01, 8))).requires_grad_()
     advantage = torch.tensor([2.0] * 5 + [-1.0] * 3, dtype=torch.float64)
     masks = [np.ones(n, np.float32) for n in lengths]
-    weights = torch.tensor(np.concatenate(token_weights(masks, [0, 1], algorithm, longest=9)), dtype=torch.float64)
+    weights = torch.tensor(
+        np.concatenate(token_weights(masks, [0, 1], algorithm, longest=9)), dtype=torch.float64
+    )
     sequence = sequence_log_ratios(new, old, coefficient.double(), rows, algorithm)
     size = torch.tensor(lengths, dtype=torch.float64)[rows]
     ours = token_loss(
-        new, old, advantage, weights, algorithm, sequence=sequence, lengths=size, coefficients=coefficient.double()
+        new,
+        old,
+        advantage,
+        weights,
+        algorithm,
+        sequence=sequence,
+        lengths=size,
+        coefficients=coefficient.double(),
     ).sum()
     (gradient,) = torch.autograd.grad(ours, new)
     again = new.detach().clone().requires_grad_()
@@ -331,7 +342,13 @@ def test_episodes_go_on_in_the_middle(policy: Policy, layout: Layout) -> None:
 
 def _told(trajectories: list[Trajectory]) -> list[Any]:
     return [
-        (t.id, t.first, t.bootstrap, t.total, [(turn.completion.text, turn.reward, turn.anchor) for turn in t.turns])
+        (
+            t.id,
+            t.first,
+            t.bootstrap,
+            t.total,
+            [(turn.completion.text, turn.reward, turn.anchor) for turn in t.turns],
+        )
         for t in trajectories
     ]
 
@@ -413,7 +430,13 @@ def test_ppo_solves_a_small_game(tmp_path: Path, game: str, thought: bool, steps
     measured = ["evaluation.n=24", "evaluation.every=0", "evaluation.samples=0"]
     (tmp_path / "sft").mkdir()
     taught = run_of(
-        tmp_path / "sft", *shared, "method=sft", "prompts=16", "steps=30", "optimizer.learning_rate=2e-4", *measured
+        tmp_path / "sft",
+        *shared,
+        "method=sft",
+        "prompts=16",
+        "steps=30",
+        "optimizer.learning_rate=2e-4",
+        *measured,
     )
     before = train(taught)["after"]["mean"]
     learned = [f"model={tmp_path / 'sft' / 'run' / 'checkpoints' / 'step_30' / 'model'}", f"steps={steps}"]
