@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -16,7 +16,7 @@ COLOURS = {"a": (230, 40, 40), "b": (40, 60, 230)}
 class Bandit(gymnasium.Env):
     """One turn: the picture's colour says which arm pays."""
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
     observation_space = spaces.Box(0, 255, (32, 32, 3), np.uint8)
     action_space = spaces.Discrete(2)
@@ -36,7 +36,7 @@ class Bandit(gymnasium.Env):
 class Corridor(gymnasium.Env):
     """Four fields; the right end pays 1 and ends, the left wall pays nothing. The optimum is to go right."""
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
     observation_space = spaces.Box(0, 255, (32, 32, 3), np.uint8)
     action_space = spaces.Discrete(2)

@@ -176,8 +176,8 @@ def test_log_probs_are_those_of_the_turns_own_prompt(policy: Policy, layout: Lay
 
 
 def test_lambda_weighs_thoughts_in_the_gradient() -> None:
-    """Against autograd of the ratio as it is written: exp(Σ c (log π - log π_old)), c = λ on thoughts and 1 on the action
-    (RL4VLM, equation 4.3), mean over replies."""
+    """Against autograd of the ratio as it is written: exp(Σ c (log π - log π_old)), c = λ on thoughts and 1 on the
+    action (RL4VLM, equation 4.3), mean over replies."""
     algorithm = ALGORITHMS["rl4vlm"]
     rng = np.random.default_rng(0)
     lengths = (5, 3)
@@ -413,7 +413,7 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
         (["algorithm.name=grpo", "algorithm.thought_weight=0.5", "group=2"], "weighs thoughts"),
         (["environment.name=number_lines", "algorithm.name=vl_dac"], "number_line"),
         (["algorithm.name=vl_dac", "environment.turn_rewards.states=1"], "turn_rewards"),
-        (["algorithm.name=grpo", "group=2", "critic.learning_rate=0.1"], "has no critic"),
+        (["algorithm.name=grpo", "group=2", "optimizer.critic_learning_rate=0.1"], "has no critic"),
     ]:
         with pytest.raises(UserError, match=match):
             train(run_of(tmp_path, *overrides))
@@ -452,7 +452,7 @@ def test_ppo_solves_a_small_game(tmp_path: Path, game: str, thought: bool, steps
             "environment.penalty=1",
             "algorithm.name=turn_ppo",
             "algorithm.updates_per_rollout=2",
-            "critic.learning_rate=3e-3",
+            "optimizer.critic_learning_rate=3e-3",
             "optimizer.learning_rate=1e-4",
         )
     )

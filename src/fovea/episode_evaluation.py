@@ -8,8 +8,8 @@
 
 Beside them stand the success of random legal actions (`chance`) and, where it is known, that of the best policy
 (`ceiling`). The original reports the peak of a training curve instead. `sampled`: success and return at the run's
-temperature. `thought_follows`: of the first turns whose picture was swapped, the share whose thought changed with it; near
-0 is thought collapse (GTR, arXiv:2503.08525). What cannot be computed is null, never 0.
+temperature. `thought_follows`: of the first turns whose picture was swapped, the share whose thought changed with it;
+near 0 is thought collapse (GTR, arXiv:2503.08525). What cannot be computed is null, never 0.
 
 Not here: single questions (`fovea.evaluation`), playing (`fovea.rollouts.episodes`).
 """

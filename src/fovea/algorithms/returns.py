@@ -119,8 +119,8 @@ def gigpo(
         A_E   the episode's sum of rewards, among those of its group (same beginning)
         A_S   the discounted return from a turn on, among all turns of the group that saw the same (`anchors`)
 
-    Both: minus the mean, divided by the standard deviation + eps where `by_std`. A state that was seen once has A_S = 0,
-    an episode alone in its group A_E = 0. `groups`: of each trajectory; `weight`: ω.
+    Both: minus the mean, divided by the standard deviation + eps where `by_std`. A state that was seen once has
+    A_S = 0, an episode alone in its group A_E = 0. `groups`: of each trajectory; `weight`: ω.
     """
     totals: dict[int, list[float]] = defaultdict(list)
     seen: dict[tuple[int, str], list[float]] = defaultdict(list)

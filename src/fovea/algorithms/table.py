@@ -160,14 +160,14 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     # The same paper's "w/ Baseline": the group's mean off, then normalised over the batch; k2 in the loss.
     "reinforce_plus_plus_baseline": Algorithm(name="reinforce_plus_plus_baseline", scale="whiten", kl="k2"),
-    # Zhai et al. 2024, RL4VLM, arXiv:2405.10292, equations 4.2 and 4.3, and its code: one ratio a reply, thoughts weighed
-    # by λ, clipped values, the critic's gradient goes into the model. `delta`: its code takes the clipped branch alone
+    # Zhai et al. 2024, RL4VLM, arXiv:2405.10292, equations 4.2 and 4.3, and its code: one ratio a reply, thoughts
+    # weighed by λ, clipped values, the critic's gradient goes into the model. `delta`: its code takes the clipped branch alone
     # where the ratio is above 10. Four updates a rollout are the recipe's.
     "rl4vlm": _actor_critic(
         "rl4vlm", ratio="sequence_sum", thought_weight=0.5, value_clip=0.1, stop_gradient=False, delta=10.0
     ),
-    # Bredis et al. 2025, VL-DAC, arXiv:2508.04280: the ratio is a token's, the advantage a turn's. Clip, γ and λ are not
-    # in the notes we have: those of RL4VLM, whose code it is a fork of.
+    # Bredis et al. 2025, VL-DAC, arXiv:2508.04280: the ratio is a token's, the advantage a turn's. Clip, γ and λ are
+    # not in the notes we have: those of RL4VLM, whose code it is a fork of.
     "vl_dac": _actor_critic("vl_dac", beta=0.05, value_coefficient=0.15, value_warmup=2),
     # PPO (arXiv:1707.06347) over turns, with the ratio of a token and nothing else.
     "turn_ppo": _actor_critic("turn_ppo", clip_low=0.2, clip_high=0.2, gamma=0.99),
@@ -282,7 +282,8 @@ def _of_episodes(run: Run, a: Algorithm) -> list[tuple[bool, str]]:
         ),
         (
             episodes and a.critic and a.scale not in ("whiten", "none"),
-            f"algorithm.scale={a.scale} compares the replies of a group, and {a.name} has a critic; take whiten or none.",
+            f"algorithm.scale={a.scale} compares the replies of a group, and {a.name} has a critic; take "
+            "whiten or none.",
         ),
         (
             thoughts and a.ratio != "sequence_sum",
@@ -295,8 +296,8 @@ def _of_episodes(run: Run, a: Algorithm) -> list[tuple[bool, str]]:
             "them away with an environment.",
         ),
         (
-            run.critic.learning_rate is not None and not a.critic,
-            f"critic.learning_rate is of no use: {a.name} has no critic.",
+            run.optimizer.critic_learning_rate is not None and not a.critic,
+            f"optimizer.critic_learning_rate is of no use: {a.name} has no critic.",
         ),
     ]
 

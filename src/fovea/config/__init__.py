@@ -30,7 +30,8 @@ from fovea.config.sections import (
 )
 
 __all__ = [
-    "INSTRUCTIONS", "RECIPES", "AlgorithmSection", "CriticSection", "DifficultySection", "EnvironmentSection", "EvaluationSection", "FinetuneSection",
-    "InterventionSection", "OptimizerSection", "PicturesSection", "ProblemsSection", "Run", "SamplingSection",
-    "Section", "apply_override", "explain", "load_run", "nearest", "recipe_names", "study_names",
+    "INSTRUCTIONS", "RECIPES", "AlgorithmSection", "CriticSection", "DifficultySection", "EnvironmentSection",
+    "EvaluationSection", "FinetuneSection", "InterventionSection", "OptimizerSection", "PicturesSection",
+    "ProblemsSection", "Run", "SamplingSection", "Section", "apply_override", "explain", "load_run", "nearest",
+    "recipe_names", "study_names",
 ]  # fmt: skip

@@ -69,7 +69,6 @@ class CriticSection(Section):
     """The value head of actor-critic algorithms (`fovea.models.critic`). What is left away is the algorithm's own."""
 
     hidden: tuple[int, ...] = Field(default=(1024, 512), description="widths between the model's and 1")
-    learning_rate: float | None = Field(default=None, gt=0, description="default: the optimizer's")
     coefficient: float | None = Field(default=None, ge=0, description="weight of its loss")
     clip: float | None = Field(default=None, ge=0, description="of its loss; 0: not clipped")
     stop_gradient: bool | None = Field(default=None, description="its loss leaves the model's weights alone")

@@ -37,6 +37,9 @@ class OptimizerSection(Section):
     vision_learning_rate: float | None = Field(
         default=None, gt=0, description="of the vision tower and the projector; default: learning_rate"
     )
+    critic_learning_rate: float | None = Field(
+        default=None, gt=0, description="of the critic of actor-critic algorithms; default: learning_rate"
+    )
     warmup_steps: int = Field(default=0, ge=0, description="linear warm-up")
     schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
         default="constant",

@@ -20,7 +20,7 @@ class Beginnings:
     """An endless task of first turns; problem i is that of episode i."""
 
     game: Game
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "train"
     seed: int = 0

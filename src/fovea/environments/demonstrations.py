@@ -4,8 +4,8 @@
              begins at the random floor, and whatever it learns about acting comes from reinforcement learning
     expert   the thought goes on to why, the action is a solver's (as in RL4VLM, whose solvers wrote its data)
 
-Problem i is one turn of an episode that is a function of (seed, split, i): it is played by the teacher to a turn that is
-drawn uniformly from those it has.
+Problem i is one turn of an episode that is a function of (seed, split, i): it is played by the teacher to a turn that
+is drawn uniformly from those it has.
 
 Try it: python -c "from fovea.environments.demonstrations import *; print(Demonstrations(game=find_game('number_line'),
 kind='format').take(0, 1)[0][0].target)"
@@ -34,7 +34,7 @@ class Demonstrations:
 
     game: Game
     teaching: Teaching = "format"
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "train"
     seed: int = 0

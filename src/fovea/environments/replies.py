@@ -78,9 +78,8 @@ def read_reply(text: str, form: Form = "tags") -> Said:
 def _read_json(text: str, tail: str, skipped: int) -> Said:
     found = _THOUGHTS.search(text[:LONGEST])
     thought = _unescaped(found[1]) if found else ""
-    last = None
-    for last in _ACTION_KEY.finditer(tail):
-        pass
+    keys = list(_ACTION_KEY.finditer(tail))
+    last = keys[-1] if keys else None
     if last is None:
         return Said(thought=thought, action=None, start=len(text))
     value = tail[last.end() :]

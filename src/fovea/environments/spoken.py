@@ -1,6 +1,6 @@
 """A game as an environment that is spoken with: pictures and text out, a reply in. Gymnasium's API throughout.
 
-    env = Spoken(find_game("number_line"))
+    env = Spoken(game=find_game("number_line"))
     observation, info = env.reset(seed=3, options={"split": "train"})
     observation, reward, terminated, truncated, info = env.step("<think>…</think><answer>+</answer>")
 
@@ -12,7 +12,8 @@ What is done with a reply that holds no legal action is `Rules.invalid`:
     end       the same, and the episode terminates as a failure
 
 `info` holds "action" (name of what was done, or None), "legal" (whether the reply said it), "legal_actions", "state",
-"thought" (the state transcribed), "said" (`Said`), "parts" (the reward by part), and of an episode that is over "success".
+"thought" (the state transcribed), "said" (`Said`), "parts" (the reward by part), and of an episode that is over
+"success".
 
 Not here: which tokens a reply is made of, episodes side by side (`fovea.rollouts`).
 """
@@ -53,7 +54,7 @@ class Spoken:
     """See the module. `options`: changes of the game's own (`Game.options`)."""
 
     game: Game
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     options: Mapping[str, Any] = field(default_factory=dict)
     _turns: int = 0
     _total: float = 0.0

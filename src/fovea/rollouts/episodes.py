@@ -5,8 +5,8 @@
     stage.whole(range(8), group=4, seed=...)    episodes from beginning to end, 4 of each beginning
 
 An episode is a function of (seed, split, number): its environment is seeded by them, its replies by the step and the
-turn's own id. What is under way between two steps is saved as a journal (`environments.replay`) and, when a run goes on,
-played again and compared answer by answer.
+turn's own id. What is under way between two steps is saved as a journal (`environments.replay`) and, when a run goes
+on, played again and compared answer by answer.
 
 Not here: advantages (`turns`), what an environment is (`fovea.environments`).
 """
@@ -32,8 +32,8 @@ from fovea.rollouts.turn_rewards import TurnReward
 from fovea.types import Completion, Earlier, Problem, Sampling, Trajectory, Turn
 
 Show = Callable[[Sequence["Place"]], Sequence[Observation]]
-"""What the model is shown of the episodes under way, where that is not what they show (an evaluation's swapped and blank
-pictures)."""
+"""What the model is shown of the episodes under way, where that is not what they show (an evaluation's swapped and
+blank pictures)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +166,7 @@ class Stage:
     def _note(
         self, place: Place, problem: Problem, prompt: Prompt, reply: Completion, answer: tuple[Any, ...]
     ) -> None:
-        observation, reward, terminated, truncated, info = answer
+        observation, _, terminated, truncated, info = answer
         said: Said = info["said"]
         start = action_start(self.policy, reply.token_ids, said.start)
         parts = dict(info["parts"])

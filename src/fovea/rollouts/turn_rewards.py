@@ -3,8 +3,8 @@
 A function `(text, *, before, after) -> float` is told the reply and, as the environment tells them ("state", "thought",
 "legal_actions"), the states before and after it. The two built in read the thought:
 
-    state        1 where the thought holds the true transcription of the state (VAGEN's state estimation, arXiv:2510.16907,
-                 with the game's own truth in the place of its judge)
+    state        1 where the thought holds the true transcription of the state (VAGEN's state estimation,
+                 arXiv:2510.16907, with the game's own truth in the place of its judge)
     prediction   1 where <prediction> </prediction> in the reply holds that of the next state (its transition modelling)
 
 Try it: state("<think>current 3, target 5</think><answer>+</answer>", before={"thought": "current 3, target 5"},

@@ -67,10 +67,7 @@ def open_session(
     check_intervention(run)
     task, validation, held_out = tasks or open_tasks(run)
     downstream = open_downstream(run)
-    own: Mapping[str, float] = getattr(task, "rewards", None) or default_rewards(task.kind)
-    if has_environment(run):
-        own = {}
-    rewards, notes = _weights(run, run.rewards or own)
+    rewards, notes = _weights(run, run.rewards or _own_rewards(run, task))
     notes += getattr(task, "notes", ())  # what was left out of its files
     folder = run_folder(run)
     check_run_folder(folder, resume=resume)
@@ -83,7 +80,7 @@ def open_session(
         log = held
         saved = _find_saved(held) if held else None
         policy = _open_policy(run, saved)
-        if algorithm.critic and run.method == "rl":
+        if algorithm.critic and _plays(run):
             policy.critic = open_critic(run, policy, algorithm.stop_gradient)
         instruction = instruction_of(run, task)
         compared = algorithm.beta > 0 and run.method == "rl"
@@ -97,23 +94,19 @@ def open_session(
         watch = Watch(audits=run.audits, expected=run.prompts * run.group)
         explorer = open_explorer(run, policy, instruction)
         engine = SharedPrefillEngine(policy)
-        stage = None
-        if has_environment(run) and run.method == "rl":
-            stage = open_stage(run, policy, engine, instruction)
+        stage = open_stage(run, policy, engine, instruction) if _plays(run) else None
         session = Session(
             run=run,
             policy=policy,
             engine=engine,
             stage=stage,
-            optimizer=make_optimizer(policy, run.optimizer, run.critic.learning_rate),
+            optimizer=make_optimizer(policy, run.optimizer),
             task=task,
             validation=validation,
             held_out=held_out,
             downstream=downstream,
             rewards=rewards,
-            sampling=Sampling(
-                temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens
-            ),
+            sampling=_sampling(run),
             instruction=instruction,
             log=log,
             bad=BadSamples.of(run, log),
@@ -132,6 +125,22 @@ def open_session(
             log.close()
         raise
     return session
+
+
+def _plays(run: Run) -> bool:
+    """Whether the run learns from episodes."""
+    return has_environment(run) and run.method == "rl"
+
+
+def _sampling(run: Run) -> Sampling:
+    return Sampling(temperature=run.sampling.temperature, max_new_tokens=run.sampling.max_new_tokens)
+
+
+def _own_rewards(run: Run, task: Task) -> Mapping[str, float]:
+    """Those of the task; in episodes the environment gives them."""
+    if has_environment(run):
+        return {}
+    return getattr(task, "rewards", None) or default_rewards(task.kind)
 
 
 def _parts(

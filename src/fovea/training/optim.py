@@ -209,11 +209,8 @@ class TrainOptimizer(torch.optim.Optimizer):
             }
 
 
-def make_optimizer(
-    policy: Policy, section: OptimizerSection, critic_learning_rate: float | None = None
-) -> TrainOptimizer:
-    """The section's optimizer over what is not frozen, the critic included (`critic_learning_rate`; default: the
-    section's). Raises UserError for float16 weights, a missing library, or when nothing is trained."""
+def make_optimizer(policy: Policy, section: OptimizerSection) -> TrainOptimizer:
+    """The section's optimizer over what is not frozen, the critic included. Raises UserError for float16 weights, a missing library, or when nothing is trained."""
     trained = policy.trained()
     if not any(p.requires_grad for p in policy.model.parameters()):
         raise UserError("Everything is frozen, so there is nothing to train; shorten freeze.")
@@ -232,10 +229,7 @@ def make_optimizer(
             kind = "adamw"
         weight = Weight(name=name, parameter=parameter, worked=_worked(parameter, section), kind=kind)
         decay = section.weight_decay if parameter.ndim >= 2 else 0.0
-        scale = _scale(policy, name, section)
-        if critic_learning_rate is not None and name.startswith(f"{CRITIC}."):
-            scale = critic_learning_rate / section.learning_rate
-        by_group[kind, scale, decay].append(weight)
+        by_group[kind, _scale(policy, name, section), decay].append(weight)
     groups = [
         {"weights": weights, "lr_scale": scale, "weight_decay": decay}
         for (_, scale, decay), weights in by_group.items()
@@ -251,6 +245,8 @@ def _worked(parameter: torch.nn.Parameter, section: OptimizerSection) -> Tensor:
 
 def _scale(policy: Policy, name: str, section: OptimizerSection) -> float:
     """The share of the learning rate of the part that a weight belongs to."""
+    if name.startswith(f"{CRITIC}."):
+        return (section.critic_learning_rate or section.learning_rate) / section.learning_rate
     if section.vision_learning_rate is None or part_of(policy.family, name) not in ("vision", "projector"):
         return 1.0
     return section.vision_learning_rate / section.learning_rate

@@ -2,9 +2,9 @@
 
     fovea study rl4vlm/study --out runs/rl4vlm/study --seeds 0 1 2 --jobs 2
 
-First the cold starts are trained, one of each, the same for every arm and seed (fovea-tiny, supervised): `format`, whose
-thoughts transcribe the state and whose actions are random, and `expert`, a solver's. Then every arm goes on from its
-start. All are measured on the same held-out episodes (of NumberLine other starts and other fonts). Further key=value
+First the cold starts are trained, one of each, the same for every arm and seed (fovea-tiny, supervised): `format`,
+whose thoughts transcribe the state and whose actions are random, and `expert`, a solver's. Then every arm goes on from
+its start. All are measured on the same held-out episodes (of NumberLine other starts and other fonts). Further key=value
 change every arm; finished arms are not run again.
 """
 
@@ -32,9 +32,9 @@ BASE: dict[str, Any] = {
 }
 GAMES: dict[str, dict[str, Any]] = {
     "number_line": {"options": {"side": 64}, "turns": 4, "steps": 30},
-    "ez_points": {"options": {"side": 96}, "turns": 5, "steps": 40},
+    "ez_points": {"options": {"side": 64}, "turns": 5, "steps": 40},
     "minigrid": {"options": {}, "turns": 6, "steps": 30},
-    "blackjack": {"options": {"side": 128}, "turns": 3, "steps": 30},
+    "blackjack": {"options": {"side": 96}, "turns": 3, "steps": 30},
 }
 """Game → how it is shown, turns a step and steps of PPO."""
 START: dict[str, Any] = {
@@ -47,9 +47,9 @@ START: dict[str, Any] = {
 PPO: dict[str, Any] = {
     "prompts": 32,
     "group": 1,
-    "optimizer": {"learning_rate": 5e-5, "warmup_steps": 3},
+    "optimizer": {"learning_rate": 5e-5, "critic_learning_rate": 1e-3, "warmup_steps": 3},
     "algorithm": {"updates_per_rollout": 2, "prompts_per_update": 64},
-    "critic": {"hidden": [256], "learning_rate": 1e-3},
+    "critic": {"hidden": [256]},
 }
 GROUPS: dict[str, Any] = {
     "prompts": 8,
@@ -87,8 +87,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "bj_ppo": ("bj_format", {}),
     "nl_expert_ppo": ("nl_expert", {}),
 }
-"""Arm → the cold start that it goes on from, and what is changed: `sft` (more of the same demonstrations, as much compute
-as PPO), `algorithm`. Unless it says otherwise an arm is RL4VLM's PPO with lambda 0.5."""
+"""Arm → the cold start that it goes on from, and what is changed: `sft` (more of the same demonstrations, as much
+compute as PPO), `algorithm`. Unless it says otherwise an arm is RL4VLM's PPO with lambda 0.5."""
 SFT_CPU_SECONDS = 240.0
 """About what PPO's steps take here."""
 MEASURE = {"blackjack": 10_000}
