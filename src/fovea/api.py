@@ -215,8 +215,11 @@ def measure(
     what the record calls the problems.
     """
     from fovea.evaluation import evaluate as do
+    from fovea.training.environment import has_environment
     from fovea.training.problems import at_most, instruction_of, open_model, open_to_measure
 
+    if has_environment(run) and task is None:
+        return _measure_episodes(run, model)
     if split is None:
         split = "all lines" if run.data is not None else "own" if task is not None else run.evaluation.split
     task = open_to_measure(run) if task is None else task
@@ -239,6 +242,30 @@ def measure(
         outcomes=outcomes,
     )
     return {"model": run.model, "split": split, "seed": run.seed} | record, outcomes
+
+
+def _measure_episodes(run: Run, model: Any) -> tuple[dict[str, Any], list[Outcome]]:
+    """(record, outcome an episode) of a run's model in its environment."""
+    from fovea.training.environment import measure_episodes
+    from fovea.training.problems import EVALUATION_SEED, at_most, instruction_of, open_model, open_tasks
+
+    held_out = open_tasks(run)[2]
+    instruction = instruction_of(run, held_out)
+    policy, engine = open_model(run) if model is None else model
+    outcomes: list[Outcome] = []
+    record = measure_episodes(
+        run,
+        policy,
+        engine,
+        instruction,
+        at_most(run.evaluation.n, held_out),
+        split=run.evaluation.split,
+        seed=EVALUATION_SEED,
+        samples=run.evaluation.samples,
+        outcomes=outcomes,
+    )
+    record.pop("shown")
+    return {"model": run.model, "split": run.evaluation.split, "seed": run.seed} | record, outcomes
 
 
 def run_to_evaluate(model_or_run: str, changes: Sequence[str]) -> Run:

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from fovea.environments.game import Game, Observation
+from fovea.outcomes import Outcome
 from fovea.rollouts.episodes import Place, Show, Stage
 from fovea.statistics import average, difference, mean, proportion
 from fovea.types import Sampling, Trajectory
@@ -45,11 +46,13 @@ def evaluate_episodes(
     look: bool = True,
     keep: Callable[[Trajectory], list[dict[str, Any]]] | None = None,
     show: int = 0,
+    outcomes: list[Outcome] | None = None,
 ) -> dict[str, Any]:
     """Measure the first `n` episodes of a stage's split. JSON-ready, intervals are 95 %.
 
     `open_stage(sampling)` → a stage with nothing under way. `samples` > 0: the episodes are also played once at
-    `temperature`. `show`: so many episodes are recorded (`keep`: a trajectory → records of its turns).
+    `temperature`. `show`: so many episodes are recorded (`keep`: a trajectory → records of its turns);
+    `outcomes`: a list that takes what came of each (matched by id, two models can be compared in pairs).
     """
     greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
     own = _play(open_stage(greedy), n, seed)
@@ -75,8 +78,29 @@ def evaluate_episodes(
         }
     if look:
         record |= _looking(open_stage, greedy, own, n, seed)
+    if outcomes is not None:
+        outcomes.extend(_outcome(one) for one in own)
     shown = [record for one in own[:show] for record in keep(one)] if keep is not None else []
     return record | {"shown": shown}
+
+
+def _outcome(episode: Trajectory) -> Outcome:
+    """An episode in the form of a question: the actions are the reply."""
+    turns = episode.turns
+    return Outcome(
+        id=episode.id,
+        question=turns[0].prompt.problem.question,
+        truth="success",
+        pictures=len(turns[0].prompt.problem.images),
+        reply=" ".join(str(turn.action) for turn in turns),
+        correct=bool(episode.success),
+        truncated=episode.truncated,
+        rewards={"return": episode.total},
+        swapped=None,
+        blank=None,
+        samples=(),
+        kind="text",
+    )
 
 
 def _play(stage: Stage, n: int, seed: int, show: Show | None = None) -> list[Trajectory]:

@@ -161,8 +161,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     # The same paper's "w/ Baseline": the group's mean off, then normalised over the batch; k2 in the loss.
     "reinforce_plus_plus_baseline": Algorithm(name="reinforce_plus_plus_baseline", scale="whiten", kl="k2"),
     # Zhai et al. 2024, RL4VLM, arXiv:2405.10292, equations 4.2 and 4.3, and its code: one ratio a reply, thoughts
-    # weighed by λ, clipped values, the critic's gradient goes into the model. `delta`: its code takes the clipped branch alone
-    # where the ratio is above 10. Four updates a rollout are the recipe's.
+    # weighed by λ, clipped values, the critic's gradient goes into the model. `delta`: its code takes the clipped
+    # branch alone where the ratio is above 10. Four updates a rollout are the recipe's.
     "rl4vlm": _actor_critic(
         "rl4vlm", ratio="sequence_sum", thought_weight=0.5, value_clip=0.1, stop_gradient=False, delta=10.0
     ),

@@ -16,6 +16,7 @@ from fovea.environments.demonstrations import Demonstrations
 from fovea.environments.game import Game
 from fovea.environments.replies import INSTRUCTIONS
 from fovea.environments.spoken import Rules, Spoken
+from fovea.episode_evaluation import evaluate_episodes
 from fovea.models import Policy, answers_untold
 from fovea.models.critic import Critic
 from fovea.rewards.loading import Source, describe, find_function
@@ -123,6 +124,31 @@ def open_stage(
         instruction=instruction,
         rewards=turn_rewards(run),
         taught=taught,
+    )
+
+
+def measure_episodes(
+    run: Run,
+    policy: Policy,
+    engine: Engine,
+    instruction: str | None,
+    n: int,
+    *,
+    split: str,
+    seed: int,
+    **how: Any,
+) -> dict[str, Any]:
+    """`evaluate_episodes` of a run's game on the first `n` episodes of a split. `seed`: which episodes."""
+    return evaluate_episodes(
+        lambda sampling: open_stage(
+            run, policy, engine, instruction, split=split, seed=seed, sampling=sampling
+        ),
+        game_of(run),
+        n,
+        seed=run.seed,
+        max_new_tokens=run.sampling.max_new_tokens,
+        temperature=run.sampling.temperature,
+        **how,
     )
 
 

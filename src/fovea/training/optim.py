@@ -210,7 +210,8 @@ class TrainOptimizer(torch.optim.Optimizer):
 
 
 def make_optimizer(policy: Policy, section: OptimizerSection) -> TrainOptimizer:
-    """The section's optimizer over what is not frozen, the critic included. Raises UserError for float16 weights, a missing library, or when nothing is trained."""
+    """The section's optimizer over what is not frozen, the critic included. Raises UserError for float16
+    weights, a missing library, or when nothing is trained."""
     trained = policy.trained()
     if not any(p.requires_grad for p in policy.model.parameters()):
         raise UserError("Everything is frozen, so there is nothing to train; shorten freeze.")

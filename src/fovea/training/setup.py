@@ -21,7 +21,6 @@ from fovea import checkpoints
 from fovea.audits import Watch
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
-from fovea.episode_evaluation import evaluate_episodes
 from fovea.evaluation import evaluate
 from fovea.models import Policy, Prompt
 from fovea.models.reference import Reference
@@ -34,7 +33,7 @@ from fovea.runlog import RunLog, describe_run
 from fovea.tasks.curriculum import MixedTask
 from fovea.training.ahead import Ahead
 from fovea.training.bad_samples import BadSamples
-from fovea.training.environment import game_of, has_environment, open_stage
+from fovea.training.environment import has_environment, measure_episodes
 from fovea.training.problems import EVALUATION_SEED, at_most, instruction_of
 from fovea.training.stopping import best_of, no_longer_rises, value_of
 from fovea.training.strips import strip
@@ -369,22 +368,14 @@ class Session:
 
     def _measure_episodes(self, during: bool) -> dict[str, Any]:
         section, task = self.run.evaluation, self.validation if during else self.held_out
-        split = "validation" if during else section.split
-        return evaluate_episodes(
-            lambda sampling: open_stage(
-                self.run,
-                self.policy,
-                self.engine,
-                self.instruction,
-                split=split,
-                seed=EVALUATION_SEED,
-                sampling=sampling,
-            ),
-            game_of(self.run),
+        return measure_episodes(
+            self.run,
+            self.policy,
+            self.engine,
+            self.instruction,
             at_most(section.during if during else section.n, task),
-            seed=self.run.seed,
-            max_new_tokens=self.run.sampling.max_new_tokens,
-            temperature=self.run.sampling.temperature,
+            split="validation" if during else section.split,
+            seed=EVALUATION_SEED,
             samples=0 if during else section.samples,
             look=not during,
             keep=lambda episode: strip(self.log, episode),

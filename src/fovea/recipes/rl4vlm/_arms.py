@@ -56,9 +56,8 @@ def measured(run: Any, model: str, name: str, n: int) -> dict[str, Any]:
     """Success, return and looking on the first `n` held-out episodes, the same for every arm and seed; greedy, and once
     at the run's temperature. `name`: "test", or `STATES`."""
     from fovea.engines.shared_prefill import SharedPrefillEngine
-    from fovea.episode_evaluation import evaluate_episodes
     from fovea.models import load_policy
-    from fovea.training.environment import game_of, open_stage
+    from fovea.training.environment import measure_episodes
     from fovea.training.problems import EVALUATION_SEED, instruction_of, open_tasks
 
     policy = load_policy(model, reply_tokens=run.sampling.max_new_tokens)
@@ -67,14 +66,14 @@ def measured(run: Any, model: str, name: str, n: int) -> dict[str, Any]:
         options = dict(run.environment.options) | {"hold_out": "states"}
         run = run.model_copy(update={"environment": run.environment.model_copy(update={"options": options})})
     instruction = instruction_of(run, open_tasks(run)[2])
-    record = evaluate_episodes(
-        lambda sampling: open_stage(
-            run, policy, engine, instruction, split="test", seed=EVALUATION_SEED, sampling=sampling
-        ),
-        game_of(run),
+    record = measure_episodes(
+        run.model_copy(update={"seed": 0}),
+        policy,
+        engine,
+        instruction,
         n,
-        seed=0,
-        max_new_tokens=run.sampling.max_new_tokens,
+        split="test",
+        seed=EVALUATION_SEED,
         samples=int(name == "test"),
         look=name == "test" and n <= 1000,
     )

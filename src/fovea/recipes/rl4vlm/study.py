@@ -4,8 +4,8 @@
 
 First the cold starts are trained, one of each, the same for every arm and seed (fovea-tiny, supervised): `format`,
 whose thoughts transcribe the state and whose actions are random, and `expert`, a solver's. Then every arm goes on from
-its start. All are measured on the same held-out episodes (of NumberLine other starts and other fonts). Further key=value
-change every arm; finished arms are not run again.
+its start. All are measured on the same held-out episodes (of NumberLine other starts and other fonts). Further
+key=value change every arm; finished arms are not run again.
 """
 
 from __future__ import annotations
