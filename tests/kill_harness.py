@@ -295,6 +295,15 @@ def exploring(folder: Path, *overrides: str) -> Run:
     return tiny_rl(folder, *attacked, *fitted, *kept, *overrides)
 
 
+def episodes(folder: Path, *overrides: str) -> Run:
+    """fovea-tiny in a game with a critic: every checkpoint stands in the middle of episodes, whose prompts hold the
+    turns before."""
+    played = ["environment={name: number_line, options: {side: 32}, turns: 3, context: window}"]
+    learned = ["algorithm.name=rl4vlm", "environment.learn_invalid=true", "critic.hidden=[16]", "group=1"]
+    several = ["algorithm.updates_per_rollout=2", "algorithm.prompts_per_update=4", "rewards={}"]
+    return tiny_rl(folder, *played, *learned, *several, "sampling.max_new_tokens=8", *overrides)
+
+
 RUNS: dict[str, Callable[[Path], Run]] = {
     "tiny-rl": tiny_rl,
     "everything": everything,
@@ -302,6 +311,7 @@ RUNS: dict[str, Callable[[Path], Run]] = {
     "perception": perception,
     "curriculum": curriculum,
     "exploring": exploring,
+    "episodes": episodes,
 }
 
 

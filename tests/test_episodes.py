@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import fovea
 from fovea.algorithms import ALGORITHMS, sequence_log_ratios, token_loss, token_weights
 from fovea.config import Run, load_run
 from fovea.engines.shared_prefill import SharedPrefillEngine
@@ -21,6 +23,7 @@ from fovea.environments.spoken import Rules, Spoken
 from fovea.models import Policy, backward, load_policy, score
 from fovea.models.critic import Critic, values
 from fovea.rollouts.episodes import Layout, Stage
+from fovea.rollouts.turn_rewards import TURN_REWARDS
 from fovea.rollouts.turns import coefficients, credits_of, turn_samples, turns_of
 from fovea.training import resume, train
 from fovea.training.batch import distinct_rows
@@ -404,6 +407,63 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     assert {k: v for k, v in result.items() if "seconds" not in k} == {
         k: v for k, v in whole.items() if "seconds" not in k
     }
+
+
+def test_further_rewards_and_a_taught_thought(tmp_path: Path) -> None:
+    """Built in and a function of the user's; GTR's auxiliary loss changes what is learned."""
+    (tmp_path / "mine.py").write_text(
+        "def left(text, *, before, after):\n    return float(before['state']['current'])\n"
+    )
+    more = [f"environment.turn_rewards={{state: 1.0, prediction: 0.5, {tmp_path / 'mine.py'}:left: 0.25}}"]
+    shared = ["algorithm.name=turn_ppo", "steps=1", "evaluation.every=0", "environment.learn_invalid=true"]
+    losses = []
+    for weight in (0.0, 1.0):
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        train(run_of(folder, *shared, *more, f"environment.thought_sft={weight}"))
+        (line,) = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+        metrics = json.loads(line)
+        assert metrics["reward/state"] == metrics["reward/prediction"] == 0.0
+        assert metrics[f"reward/{tmp_path / 'mine.py'}:left"] > 0
+        losses.append(metrics["loss"])
+    assert losses[1] > losses[0] + 0.5  # a thought that was never taught costs nats
+
+
+def test_turn_rewards_read_the_state() -> None:
+    said = "<think>Current 3,  target 5<prediction>current 4, target 5</prediction></think><answer>+</answer>"
+    before, after = {"thought": "current 3, target 5"}, {"thought": "current 4, target 5"}
+    assert TURN_REWARDS["state"](said, before=before, after=after) == 1.0
+    assert TURN_REWARDS["prediction"](said, before=before, after=after) == 1.0
+    assert (
+        TURN_REWARDS["state"](said, before=after, after=after) == 1.0
+    )  # the prediction stands in the thought
+    assert TURN_REWARDS["prediction"](said, before=before, after=before) == 0.0
+    assert TURN_REWARDS["state"]("", before={"thought": ""}, after={}) == 0.0
+
+
+def test_episodes_in_processes_of_their_own(tmp_path: Path) -> None:
+    shared = ["algorithm.name=turn_ppo", "steps=1", "evaluation.every=0", "prompts=2", "evaluation.n=1"]
+    games = f"environment.name={Path(__file__).parent / 'games.py'}:CORRIDOR"
+    found = []
+    for isolated in ("false", "true"):
+        folder = tmp_path / isolated
+        folder.mkdir()
+        train(run_of(folder, *shared, games, "environment.options={}", f"environment.isolated={isolated}"))
+        metrics = json.loads((folder / "run" / "metrics.jsonl").read_text())
+        found.append({k: v for k, v in metrics.items() if "seconds" not in k and "memory" not in k})
+    assert found[0] == found[1]
+
+
+def test_a_model_is_evaluated_in_its_game(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "algorithm.name=vl_dac", "steps=1", "evaluation.every=0")
+    train(run)
+    outcomes: list[Any] = []
+    record = fovea.evaluate(tmp_path / "run", evaluation={"n": 3, "samples": 1}, outcomes=outcomes)
+    assert (record["task"], record["n"], record["ceiling"]) == ("number_line", 3, 1.0)
+    assert {"accuracy", "return", "looking", "swapped", "blank", "sampled", "thought_follows"} <= set(record)
+    assert [outcome.id for outcome in outcomes] == [f"number_line:test:1000003:{i}" for i in range(3)]
+    again = fovea.evaluate(tmp_path / "run", evaluation={"n": 3, "samples": 1})
+    assert again == record
 
 
 def test_contradictions_are_refused(tmp_path: Path) -> None:
