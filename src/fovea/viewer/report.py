@@ -19,15 +19,17 @@ from fovea.rewards.answers import box_from
 from fovea.runlog import read_run, write_atomically
 from fovea.types import UserError
 from fovea.viewer import as_text, asked_of, visible
-from fovea.viewer.charts import Series, chart_svg, points_of
-from fovea.viewer.display import clock, interval
+from fovea.viewer.charts import Series, chart_svg, is_number, points_of
+from fovea.viewer.display import clock, interval, is_of_episodes
 from fovea.viewer.pictures import Kind, Mark, data_uri, draw, picture_path, png_size
+from fovea.viewer.strips import is_turn, pairs_of, strips_of
 from fovea.viewer.watch import loss_note, no_signal_in_loss, warnings_of, watch_keys
 
 WEB = Path(__file__).parent / "web"
 
 SHOWN_PICTURES = 24
 SHOWN_PROBLEMS = 6
+SHOWN_EPISODES = 6
 # A page of many photographs should still open: larger files are named instead of embedded.
 LARGEST_PICTURE = 4_000_000
 
@@ -40,6 +42,19 @@ MEASURES = (
     ("blank", "accuracy with a blank picture"),
     ("truncated", "greedy replies cut at the length limit"),
 )
+# The same of episodes: key, label, what it means. The last two are no shares.
+EPISODE_MEASURES = (
+    ("accuracy", "success", "held-out episodes that succeed, greedy"),
+    ("looking", "looking", "success minus success with another episode's pictures"),
+    ("swapped", "swapped", "success with the pictures of another episode"),
+    ("blank", "blank", "success with grey pictures"),
+    ("thought_follows", "thought follows", "first thoughts that change when the picture is swapped"),
+    ("invalid", "invalid", "replies without a legal action"),
+    ("truncated", "cut off", "episodes that are over by too many turns"),
+    ("return", "return", "sum of the environment's rewards of an episode"),
+    ("turns", "turns", "length of an episode"),
+)
+NO_SHARES = ("return", "turns")
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -75,13 +90,14 @@ def render_report(run_folder: str | Path) -> str:
             warnings=warnings_of([*record["metrics"], *record["evaluations"]]),
             loss_note=loss_note(run, record["metrics"]),
             measures=measure_rows(before, after, result),
-            n=(result or before or {}).get("n"),
-            chance=(result or before or {}).get("chance"),
+            basis=basis_of(before, result),
             before=before,
             after=after,
             charts=run_charts(run, record["metrics"], record["evaluations"]),
             comparisons=comparisons(record["folder"], before, after),
-            replies=_replies(record["folder"], record["shown"]),
+            replies=_replies(record["folder"], [one for one in record["shown"] if not is_turn(one)]),
+            episodes=pairs_of(record["folder"], before, after, data_uri),
+            trained=strips_of(record["folder"], record["shown"], data_uri, SHOWN_EPISODES),
             shown_step=record["shown_step"],
             recipe=yaml.safe_dump(run, sort_keys=False, allow_unicode=True, width=100),
             versions=versions,
@@ -140,26 +156,54 @@ def measure_rows(
     rows: list[dict[str, Any]] = []
     records = {"before": measures_of(before or {}), "after": measures_of(after or {})}
     meanings = {label: meaning for record in records.values() for label, meaning, _ in record}
-    if result:  # it is the contract; evaluations alone may be of another n on the way
+    first = "success" if is_of_episodes(result or before or {}) else "accuracy"
+    if result and first == "accuracy":  # it is the contract; evaluations alone may be of another n on the way
         meanings.setdefault("accuracy", MEASURES[0][1])
     for label, meaning in meanings.items():
         sides = {
             side: next((v for name, _, v in record if name == label), None)
             for side, record in records.items()
         }
-        if result and label == "accuracy":
+        if result and label == first:
             sides = {side: result.get(side) or sides[side] for side in sides}
-        summaries = {side: _summary(value) for side, value in sides.items()}
+        share = first == "accuracy" or label not in NO_SHARES
+        summaries = {side: _summary(value, share) for side, value in sides.items()}
         if any(summaries.values()):
-            rows.append({"label": label, "meaning": meaning, **summaries})
+            rows.append({"label": label, "meaning": meaning, "share": share, **summaries})
     # One axis for all rows, so that they can be compared: from -100 % where a difference is below 0.
     means = [
-        row[side][key] for row in rows for side in ("before", "after") if row[side] for key in ("mean", "low")
+        row[side][key]
+        for row in rows
+        for side in ("before", "after")
+        if row[side] and row["share"]
+        for key in ("mean", "low")
     ]
     left = -1.0 if any(value is not None and value < -0.02 for value in means) else 0.0
     return [
-        row | {"left": left, "figure": _interval_figure(row["before"], row["after"], left)} for row in rows
+        row
+        | {
+            "left": left,
+            "figure": _interval_figure(row["before"], row["after"], left) if row["share"] else "",
+        }
+        for row in rows
     ]
+
+
+def basis_of(before: dict[str, Any] | None, result: dict[str, Any] | None) -> str:
+    """On what the table stands, and between what its first row lies: a few words. Empty where nothing was measured."""
+    record = {**(before or {}), **(result or {})}
+    n, chance, ceiling = record.get("n"), record.get("chance"), record.get("ceiling")
+    if not n:
+        return ""
+    episodes = is_of_episodes(record)
+    what = "episodes, greedy" if episodes else "problems, greedy replies"
+    parts = [f"on {n} held-out {what}, 95 % intervals"]
+    if is_number(chance):
+        who = "random legal actions" if episodes else "a guess that does not look"
+        parts.append(f"{who}: {100 * chance:.1f} %")
+    if is_number(ceiling) and episodes:
+        parts.append(f"the best policy: {100 * ceiling:.1f} %")
+    return "; ".join(parts)
 
 
 # Of problems that are answered with boxes: section and key, label, meaning.
@@ -187,7 +231,11 @@ BOX_MEASURES = (
 
 def measures_of(record: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """(label, meaning, {"mean", "ci95"}) of all that an evaluation record measured, accuracy first."""
-    found = [(key, meaning, record[key]) for key, meaning in MEASURES if record.get(key)]
+    found: list[tuple[str, str, Any]] = (
+        [(label, meaning, record[key]) for key, label, meaning in EPISODE_MEASURES if record.get(key)]
+        if is_of_episodes(record)
+        else [(key, meaning, record[key]) for key, meaning in MEASURES if record.get(key)]
+    )
     without = (record.get("detection") or {}).get("without")
     for path, label, meaning in BOX_MEASURES:
         value: Any = record
@@ -216,15 +264,20 @@ def measure_lines(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _summary(value: Any) -> dict[str, Any] | None:
-    """`{"mean", "ci95"}`, a bare number, or None, as mean, low, high and its text."""
+def _summary(value: Any, share: bool = True) -> dict[str, Any] | None:
+    """`{"mean", "ci95"}`, a bare number, or None, as mean, low, high and its text: per cent where it is a share."""
     if isinstance(value, (int, float)):
         value = {"mean": value}
     if not isinstance(value, dict) or value.get("mean") is None:
         return None
     low, high = value.get("ci95") or (None, None)
-    text = f"{100 * value['mean']:.1f} %"
-    span = f"{100 * low:.1f} to {100 * high:.1f}" if low is not None and high is not None else ""
+    scale, places, unit = (100, 1, " %") if share else (1, 2, "")
+    text = f"{scale * value['mean']:.{places}f}{unit}"
+    span = (
+        f"{scale * low:.{places}f} to {scale * high:.{places}f}"
+        if low is not None and high is not None
+        else ""
+    )
     return {"mean": value["mean"], "low": low, "high": high, "text": text, "span": span}
 
 
@@ -257,6 +310,9 @@ _NAMES = {
     "accuracy": "sampled in training",
     "entropy": "of all that was sampled",
     "explore/policy_entropy": "under the clean picture",
+    "success": "sampled in training",
+    "thought_entropy": "of thoughts",
+    "action_entropy": "of actions",
 }
 
 
@@ -268,9 +324,11 @@ def run_charts(
     held_out = [r for r in evaluations if (_summary(r.get("accuracy")) or {}).get("low") is not None]
     looking = [r for r in evaluations if (_summary(r.get("looking")) or {}).get("low") is not None]
     watched = watch_keys(run)
+    played = any("success" in record for record in metrics)
     wanted = [
         ("reward by part", ["reward_mean", *parts]),
-        ("accuracy", ["accuracy"]),
+        ("success", ["success"]) if played else ("accuracy", ["accuracy"]),
+        ("return of an episode", ["return"]),
         ("looking (held out)", []),
         ("reward spread in a group", ["reward_std"]),
         ("entropy (nats a token)", ["entropy", "explore/policy_entropy"]),
@@ -279,20 +337,26 @@ def run_charts(
         ("largest change of a pixel (1/255)", ["explore/epsilon"]),
         ("reply length (tokens)", ["completion_tokens"]),
         ("gradient norm", ["grad_norm"]),
+        ("turns of an episode", ["episode_turns"]),
+        ("replies without a legal action (share)", ["invalid"]),
+        ("entropy by part (nats a token)", ["thought_entropy", "action_entropy"] if played else []),
+        ("different thoughts (share)", ["thought_distinct"]),
+        ("value loss", ["value_loss"]),
+        ("variance that the critic explains (share)", ["explained_variance"]),
         ("groups skipped", ["groups_skipped"]),
         ("clipped tokens (share)", ["clip_fraction"] if "clip_fraction" in watched else []),
-        ("loss", [] if no_signal_in_loss(run) else ["loss"]),
+        ("loss", [] if no_signal_in_loss(run, metrics[-1:]) else ["loss"]),
     ]
     charts = []
     for title, keys in wanted:
         series = [Series(name=_series_name(key), points=points_of(metrics, key)) for key in keys]
         series = [s for s in series if s.points]
-        if title == "accuracy" and held_out:
+        if title in ("accuracy", "success") and held_out:
             series.append(_held_out("held out, greedy", held_out, "accuracy"))
         if title.startswith("looking") and looking:
             series.append(_held_out("looking", looking, "looking"))
-        if series:
-            charts.append(_chart(title, series, keys))
+        if series:  # a step's accuracy is its success, where there are episodes
+            charts.append(_chart(title, series, [*keys, "accuracy"] if title == "success" else keys))
     return charts
 
 
@@ -344,8 +408,8 @@ def comparisons(
 
     `address`: how the page refers to a picture's file.
     """
-    first = {str(item.get("id")): item for item in (before or {}).get("shown") or []}
-    last = {str(item.get("id")): item for item in (after or {}).get("shown") or []}
+    first = {str(item.get("id")): item for item in (before or {}).get("shown") or [] if not is_turn(item)}
+    last = {str(item.get("id")): item for item in (after or {}).get("shown") or [] if not is_turn(item)}
     pairs = []
     for key in list(dict.fromkeys([*first, *last]))[:SHOWN_PICTURES]:
         item = first.get(key) or last[key]
