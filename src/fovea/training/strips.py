@@ -17,7 +17,8 @@ def strip(
     log: RunLog, trajectory: Trajectory, advantages: Sequence[float] | None = None
 ) -> list[dict[str, Any]]:
     """Records of a trajectory's turns, in order, with the keys of a completion's (`fovea.rollouts.shown`) and those of
-    an episode. Pictures are written into the log's folder. `advantages`: of each turn; None where nothing was learned."""
+    an episode. Pictures are written into the log's folder. `advantages`: of each turn; None where nothing was
+    learned."""
     return [
         _frame(log, trajectory, i, None if advantages is None else advantages[i])
         for i in range(len(trajectory.turns))

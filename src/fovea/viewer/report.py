@@ -325,12 +325,13 @@ def run_charts(
     looking = [r for r in evaluations if (_summary(r.get("looking")) or {}).get("low") is not None]
     watched = watch_keys(run)
     played = any("success" in record for record in metrics)
+    skips = any(record.get("groups_skipped") for record in metrics)
     wanted = [
         ("reward by part", ["reward_mean", *parts]),
         ("success", ["success"]) if played else ("accuracy", ["accuracy"]),
         ("return of an episode", ["return"]),
         ("looking (held out)", []),
-        ("reward spread in a group", ["reward_std"]),
+        ("reward spread of turns" if played else "reward spread in a group", ["reward_std"]),
         ("entropy (nats a token)", ["entropy", "explore/policy_entropy"]),
         ("reward by half: clean and changed picture", ["explore/reward_clean", "explore/reward_changed"]),
         ("entropy gained under the changed picture (nats)", _GAINS),
@@ -342,8 +343,8 @@ def run_charts(
         ("entropy by part (nats a token)", ["thought_entropy", "action_entropy"] if played else []),
         ("different thoughts (share)", ["thought_distinct"]),
         ("value loss", ["value_loss"]),
-        ("variance that the critic explains (share)", ["explained_variance"]),
-        ("groups skipped", ["groups_skipped"]),
+        ("variance explained (share)", ["explained_variance"]),
+        ("groups skipped", ["groups_skipped"] if skips or not played else []),
         ("clipped tokens (share)", ["clip_fraction"] if "clip_fraction" in watched else []),
         ("loss", [] if no_signal_in_loss(run, metrics[-1:]) else ["loss"]),
     ]
