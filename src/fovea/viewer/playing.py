@@ -102,10 +102,8 @@ def play(
     observation, info = spoken.reset(seed=episode_seed(seed, split, number), options={"split": split})
     say(f"{game.name} · {split} · seed {seed} · episode {number} · at most {spoken.max_turns} turns")
     say(f"{_between(game)}A model is told: {INSTRUCTIONS[rules.form, rules.thought]}")
-    say(
-        f"Reply with the name of an action, or with a whole reply; {QUIT} ends. Anything else is a reply without a legal"
-    )
-    say("action, as it is from a model: a random one is done.")
+    say(f"Reply with the name of an action, or with a whole reply; {QUIT} ends.")
+    say("Anything else is a reply without a legal action, as it is from a model: a random one is done.")
     told: list[str] = []
     total, ending, asked = 0.0, "goes on", None
     while ending == "goes on":

@@ -145,5 +145,5 @@ def signed(value: Any) -> str:
     """A number with its sign, as short as it is exact to three places; empty for anything else."""
     if not is_number(value):
         return ""
-    short = f"{value:+.3f}".rstrip("0").rstrip(".")
+    short = f"{value:+.3g}" if abs(value) >= 1e5 else f"{value:+.3f}".rstrip("0").rstrip(".")
     return "0" if short in ("+0", "-0") else short.replace("-", "−")
