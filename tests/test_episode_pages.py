@@ -396,7 +396,10 @@ def test_a_turn_seen_twice_in_two_states_has_two_pictures(tmp_path):
         again = strip(log, trajectory((255, 0, 0)))[0]["pictures"]
     assert names[0] != names[1]
     assert again == names[0]
-    pixels = [Image.open(tmp_path / "run" / name[0]).getpixel((0, 0)) for name in names]
+    pixels = []
+    for name in names:
+        with Image.open(tmp_path / "run" / name[0]) as image:
+            pixels.append(image.getpixel((0, 0)))
     assert pixels == [(255, 0, 0), (0, 0, 255)]
 
 

@@ -176,7 +176,8 @@ def test_a_script_is_played_and_its_pictures_are_written(capsys, tmp_path):
     assert "left before the end" in out
     files = sorted(path.name for path in (tmp_path / "shown").iterdir())
     assert files == ["turn_000.png", "turn_001.png", "turn_002.png"]
-    assert Image.open(tmp_path / "shown" / "turn_000.png").size == (64, 64)
+    with Image.open(tmp_path / "shown" / "turn_000.png") as image:
+        assert image.size == (64, 64)
     assert str(tmp_path / "shown" / "turn_002.png") in out
 
 

@@ -112,7 +112,8 @@ def _frame(
         else []
     )
     parts, state, action = turn.get("parts"), turn.get("state"), turn.get("action")
-    advantage = turn.get("advantage") if is_number(turn.get("advantage")) else 0.0
+    given = turn.get("advantage")
+    advantage = given if is_number(given) else 0.0
     return {
         "number": int(turn["turn"]) + 1,
         "pictures": [
@@ -132,7 +133,7 @@ def _frame(
         if isinstance(parts, dict) and len(parts) > 1
         else {},
         "value": signed(turn.get("value")),
-        "advantage": signed(turn.get("advantage")),
+        "advantage": signed(given),
         "sign": "zero" if advantage == 0 else "plus" if advantage > 0 else "minus",
         "share": abs(advantage) / most if most else 0.0,
         "state": ", ".join(f"{key} {as_text(value)}" for key, value in state.items())
