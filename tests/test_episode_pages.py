@@ -292,6 +292,8 @@ def test_curves_of_a_run_without_episodes_stay_as_they_were():
         chart["title"] for chart in run_charts({}, [{"step": 0, "accuracy": 0.5, "reward_std": 1.0}], [])
     ]
     assert titles == ["accuracy", "reward spread in a group"]
+    taught = run_charts({}, [{"step": 0, "loss": 1.0, "groups_skipped": 0}], [evaluation("before", [])])
+    assert [chart["title"] for chart in taught] == ["success", "looking (held out)", "loss"]  # of `fovea sft`
 
 
 # ---------------------------------------------------------------- the pages

@@ -324,7 +324,7 @@ def run_charts(
     held_out = [r for r in evaluations if (_summary(r.get("accuracy")) or {}).get("low") is not None]
     looking = [r for r in evaluations if (_summary(r.get("looking")) or {}).get("low") is not None]
     watched = watch_keys(run)
-    played = any("success" in record for record in metrics)
+    played = any("success" in record for record in metrics) or any(map(is_of_episodes, evaluations))
     skips = any(record.get("groups_skipped") for record in metrics)
     wanted = [
         ("reward by part", ["reward_mean", *parts]),
