@@ -18,10 +18,11 @@ from fovea.config import Run
 from fovea.runlog import RunLog, describe_run
 from fovea.types import UserError
 from fovea.viewer import asked_of
+from fovea.viewer.curves import run_charts
 from fovea.viewer.display import LiveDisplay, describe_evaluation
 from fovea.viewer.follow import RunFolder
 from fovea.viewer.pages import Pages, read_query
-from fovea.viewer.report import basis_of, measure_rows, measures_of, render_report, run_charts
+from fovea.viewer.report import basis_of, measure_rows, measures_of, render_report
 from fovea.viewer.server import build_app
 from fovea.viewer.strips import MOST_FRAMES, ending_of, episodes_of, signed, strips_of
 
@@ -294,6 +295,14 @@ def test_curves_of_a_run_without_episodes_stay_as_they_were():
     assert titles == ["accuracy", "reward spread in a group"]
     taught = run_charts({}, [{"step": 0, "loss": 1.0, "groups_skipped": 0}], [evaluation("before", [])])
     assert [chart["title"] for chart in taught] == ["success", "looking (held out)", "loss"]  # of `fovea sft`
+
+
+def test_a_report_of_many_pictures_stays_small(folder, monkeypatch):
+    size = (folder / "pictures" / "a.png").stat().st_size
+    monkeypatch.setattr("fovea.viewer.report.EMBEDDED", 3 * size)
+    text = render_report(folder)
+    assert text.count("<img") == 6  # three of the held-out strips, three of training's
+    assert text.count("picture left out") == 6
 
 
 # ---------------------------------------------------------------- the pages

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from fovea.types import UserError
 from fovea.viewer.charts import is_number
+from fovea.viewer.curves import other_charts, run_charts
 from fovea.viewer.display import clock
 from fovea.viewer.follow import GroupPlace, RunFolder, StepIndex
 from fovea.viewer.groups import SORTS, Sort, Wanted, choose, geometry, marks_of, sign, true_boxes
@@ -29,8 +30,6 @@ from fovea.viewer.report import (
     changed_of,
     comparisons,
     measure_rows,
-    other_charts,
-    run_charts,
     state_of,
     templates,
     title_of,

@@ -19,17 +19,20 @@ from fovea.rewards.answers import box_from
 from fovea.runlog import read_run, write_atomically
 from fovea.types import UserError
 from fovea.viewer import as_text, asked_of, visible
-from fovea.viewer.charts import Series, chart_svg, is_number, points_of
+from fovea.viewer.charts import is_number
+from fovea.viewer.curves import run_charts
 from fovea.viewer.display import clock, interval, is_of_episodes
 from fovea.viewer.pictures import Kind, Mark, data_uri, draw, picture_path, png_size
 from fovea.viewer.strips import is_turn, pairs_of, strips_of
-from fovea.viewer.watch import loss_note, no_signal_in_loss, warnings_of, watch_keys
+from fovea.viewer.watch import loss_note, warnings_of
 
 WEB = Path(__file__).parent / "web"
 
 SHOWN_PICTURES = 24
 SHOWN_PROBLEMS = 6
 SHOWN_EPISODES = 6
+# Bytes of the pictures of all strips of a kind: fifty turns of photographs each would be a page of 100 MB.
+EMBEDDED = 8_000_000
 # A page of many photographs should still open: larger files are named instead of embedded.
 LARGEST_PICTURE = 4_000_000
 
@@ -96,8 +99,8 @@ def render_report(run_folder: str | Path) -> str:
             charts=run_charts(run, record["metrics"], record["evaluations"]),
             comparisons=comparisons(record["folder"], before, after),
             replies=_replies(record["folder"], [one for one in record["shown"] if not is_turn(one)]),
-            episodes=pairs_of(record["folder"], before, after, data_uri),
-            trained=strips_of(record["folder"], record["shown"], data_uri, SHOWN_EPISODES),
+            episodes=pairs_of(record["folder"], before, after, embedding(EMBEDDED)),
+            trained=strips_of(record["folder"], record["shown"], embedding(EMBEDDED), SHOWN_EPISODES),
             shown_step=record["shown_step"],
             recipe=yaml.safe_dump(run, sort_keys=False, allow_unicode=True, width=100),
             versions=versions,
@@ -107,6 +110,18 @@ def render_report(run_folder: str | Path) -> str:
             broken_lines=record["broken_lines"],
         )
     )
+
+
+def embedding(most: int) -> Callable[[Path], str]:
+    """→ (path) → its data URI, as long as all of them come to `most` bytes of files; then empty."""
+    spent = 0
+
+    def address(path: Path) -> str:
+        nonlocal spent
+        spent += path.stat().st_size
+        return data_uri(path) if spent <= most else ""
+
+    return address
 
 
 def templates() -> Environment:
@@ -300,100 +315,6 @@ def _interval_figure(before: dict[str, Any] | None, after: dict[str, Any] | None
             )
         parts.append(f'<circle class="{name}" cx="{x(side["mean"])}" cy="{y}" r="4.5"/>')
     return Markup(f'<svg class="interval" viewBox="0 0 240 36" role="img">{"".join(parts)}</svg>')
-
-
-# Curves.
-
-_GAINS = ["explore/entropy_gain_selected", "explore/entropy_gain_unselected"]
-_NAMES = {
-    "reward_mean": "total",
-    "accuracy": "sampled in training",
-    "entropy": "of all that was sampled",
-    "explore/policy_entropy": "under the clean picture",
-    "success": "sampled in training",
-    "thought_entropy": "of thoughts",
-    "action_entropy": "of actions",
-}
-
-
-def run_charts(
-    run: dict[str, Any], metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Title, legend and SVG of the charts that tell most about a run, as far as there is data."""
-    parts = list(dict.fromkeys(key for record in metrics for key in record if key.startswith("reward/")))
-    held_out = [r for r in evaluations if (_summary(r.get("accuracy")) or {}).get("low") is not None]
-    looking = [r for r in evaluations if (_summary(r.get("looking")) or {}).get("low") is not None]
-    watched = watch_keys(run)
-    played = any("success" in record for record in metrics) or any(map(is_of_episodes, evaluations))
-    skips = any(record.get("groups_skipped") for record in metrics)
-    wanted = [
-        ("reward by part", ["reward_mean", *parts]),
-        ("success", ["success"]) if played else ("accuracy", ["accuracy"]),
-        ("return of an episode", ["return"]),
-        ("looking (held out)", []),
-        ("reward spread of turns" if played else "reward spread in a group", ["reward_std"]),
-        ("entropy (nats a token)", ["entropy", "explore/policy_entropy"]),
-        ("reward by half: clean and changed picture", ["explore/reward_clean", "explore/reward_changed"]),
-        ("entropy gained under the changed picture (nats)", _GAINS),
-        ("largest change of a pixel (1/255)", ["explore/epsilon"]),
-        ("reply length (tokens)", ["completion_tokens"]),
-        ("gradient norm", ["grad_norm"]),
-        ("turns of an episode", ["episode_turns"]),
-        ("replies without a legal action (share)", ["invalid"]),
-        ("entropy by part (nats a token)", ["thought_entropy", "action_entropy"] if played else []),
-        ("different thoughts (share)", ["thought_distinct"]),
-        ("value loss", ["value_loss"]),
-        ("variance explained (share)", ["explained_variance"]),
-        ("groups skipped", ["groups_skipped"] if skips or not played else []),
-        ("clipped tokens (share)", ["clip_fraction"] if "clip_fraction" in watched else []),
-        ("loss", [] if no_signal_in_loss(run, metrics[-1:]) else ["loss"]),
-    ]
-    charts = []
-    for title, keys in wanted:
-        series = [Series(name=_series_name(key), points=points_of(metrics, key)) for key in keys]
-        series = [s for s in series if s.points]
-        if title in ("accuracy", "success") and held_out:
-            series.append(_held_out("held out, greedy", held_out, "accuracy"))
-        if title.startswith("looking") and looking:
-            series.append(_held_out("looking", looking, "looking"))
-        if series:  # a step's accuracy is its success, where there are episodes
-            charts.append(_chart(title, series, [*keys, "accuracy"] if title == "success" else keys))
-    return charts
-
-
-def other_charts(
-    metrics: list[dict[str, Any]], shown: list[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """A chart of every metric that `shown` leaves out, by name; and those that never changed, with their value."""
-    done = {"step"}.union(*(chart["keys"] for chart in shown))
-    keys = sorted({key for record in metrics for key in record} - done)
-    charts: list[dict[str, Any]] = []
-    constant: dict[str, float] = {}
-    for key in keys:
-        points = points_of(metrics, key)
-        values = {y for _, y in points}
-        if len(values) == 1:
-            constant[key] = values.pop()
-        elif values:
-            charts.append(_chart(visible(key, 60), [Series(name=key, points=points)], [key]))
-    return charts, constant
-
-
-def _chart(title: str, series: list[Series], keys: list[str]) -> dict[str, Any]:
-    return {"title": title, "names": [s.name for s in series], "svg": chart_svg(title, series), "keys": keys}
-
-
-def _held_out(name: str, records: list[dict[str, Any]], key: str) -> Series:
-    points = [(float(r.get("step", 0)), float(r[key]["mean"])) for r in records]
-    intervals = [(float(r[key]["ci95"][0]), float(r[key]["ci95"][1])) for r in records]
-    return Series(name=name, points=points, intervals=intervals)
-
-
-def _series_name(key: str) -> str:
-    plain = (
-        key.removeprefix("reward/").removeprefix("explore/").removeprefix("entropy_gain_").replace("_", " ")
-    )
-    return _NAMES.get(key, plain if key.startswith("explore/") else key.removeprefix("reward/"))
 
 
 # Pictures and replies.

@@ -60,8 +60,8 @@ def strips_of(
     address: Callable[[Path], str],
     most: int | None = None,
 ) -> list[dict[str, Any]]:
-    """The episodes among some records as a template shows them. `address`: how a page refers to a picture's file;
-    `most`: so many episodes."""
+    """The episodes among some records as a template shows them. `address`: how a page refers to a picture's file, empty
+    where it is to be left out; `most`: so many episodes."""
     return [_strip(folder, turns, address) for turns in episodes_of(records)[:most]]
 
 
