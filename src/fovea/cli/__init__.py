@@ -20,6 +20,7 @@ from fovea.cli.exporting import export
 from fovea.cli.filtering import filter_data
 from fovea.cli.machine import bench, doctor, zoo_build, zoo_card
 from fovea.cli.measuring import evaluate, score
+from fovea.cli.playing import play
 from fovea.cli.problems import convert, tasks_check, tasks_list, tasks_show, tasks_write
 from fovea.cli.runs import recipes, report, sft, study, train
 from fovea.cli.shared import ReaderLeft, print_text
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None] | dict[str, Callable[..., None]]] = {
     "export": export,
     "report": report,
     "view": view,
+    "play": play,
     "bench": bench,
     "doctor": doctor,
     "zoo": {"build": zoo_build, "card": zoo_card},

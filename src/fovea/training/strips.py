@@ -6,6 +6,7 @@ Not here: showing it (`fovea.viewer`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fovea.runlog import RunLog
@@ -16,8 +17,8 @@ def strip(
     log: RunLog, trajectory: Trajectory, advantages: Sequence[float] | None = None
 ) -> list[dict[str, Any]]:
     """Records of a trajectory's turns, in order, with the keys of a completion's (`fovea.rollouts.shown`) and those of
-    an episode. Pictures are written into the log's folder. `advantages`: of each turn; None where nothing
-    was learned."""
+    an episode. Pictures are written into the log's folder. `advantages`: of each turn; None where nothing was
+    learned."""
     return [
         _frame(log, trajectory, i, None if advantages is None else advantages[i])
         for i in range(len(trajectory.turns))
@@ -30,7 +31,8 @@ def _frame(log: RunLog, trajectory: Trajectory, i: int, advantage: float | None)
     return {
         "id": problem.id,
         "question": problem.question,
-        "pictures": log.pictures(problem),
+        # Named by what was shown, too: the same turn of the same episode differs before and after training.
+        "pictures": log.pictures(replace(problem, id=f"{problem.id} {turn.anchor[:12]}")),
         "answer": None,
         "text": turn.completion.text,
         "stop": turn.completion.stop,

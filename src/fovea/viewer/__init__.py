@@ -26,7 +26,11 @@ def visible(text: str, limit: int = 2000) -> str:
 
 
 def asked_of(run: Mapping[str, Any]) -> str:
-    """What a recorded run was trained on: its files, its mixture or its task."""
+    """What a recorded run was trained on: its game, its files, its mixture or its task."""
+    environment = run.get("environment")
+    game = environment.get("name") if isinstance(environment, Mapping) else None
+    if isinstance(game, str) and game != "none":
+        return game
     return str(run.get("data") or "+".join(run.get("mixture") or ()) or run.get("task", "?"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fovea.viewer import as_text, asked_of, visible
+from fovea.viewer.charts import is_number
+from fovea.viewer.strips import is_turn
 from fovea.viewer.watch import Warned, loss_note, no_signal_in_loss, warnings_of, watch_keys
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -32,6 +34,12 @@ ROWS = (
     ("reward_mean", "reward", "{:.3f}"),
     ("reward_std", "reward spread", "{:.3f}"),
     ("accuracy", "accuracy (sampled)", "{:.3f}"),
+    ("success", "success (sampled)", "{:.3f}"),
+    ("return", "return", "{:.3g}"),
+    ("episode_turns", "turns an episode", "{:.1f}"),
+    ("invalid", "invalid actions", "{:.3f}"),
+    ("value_loss", "value loss", "{:.3g}"),
+    ("explained_variance", "explained variance", "{:.3f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("completion_tokens", "reply tokens", "{:.1f}"),
     ("truncated", "truncated", "{:.3g}"),
@@ -88,6 +96,8 @@ def describe_evaluation(record: dict[str, Any]) -> str:
         str(record.get("phase")), f"after {step} step" + ("" if step == 1 else "s")
     )
     parts = [f"accuracy {interval(record.get('accuracy'))}"]
+    if is_of_episodes(record):
+        parts = [f"success {interval(record.get('accuracy'))}", f"return {interval(record.get('return'))}"]
     if record.get("looking"):
         parts.append(f"looking {interval(record['looking'])}")
     parts.append(f"n = {record.get('n', '?')}")
@@ -122,14 +132,34 @@ def comparison_lines(comparison: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def describe_result(result: dict[str, Any], folder: str | None) -> list[str]:
-    """The last lines of a run."""
+def is_of_episodes(record: Mapping[str, Any]) -> bool:
+    """Whether an evaluation's record or a result is that of episodes: `accuracy` is their success then."""
+    return "return" in record
+
+
+def guesses(record: Mapping[str, Any]) -> str:
+    """`random actions 0.281, the best policy 1.000`: between which two the success of episodes lies, where known."""
+    known = (("random actions", record.get("chance")), ("the best policy", record.get("ceiling")))
+    return ", ".join(f"{label} {value:.3f}" for label, value in known if is_number(value))
+
+
+def describe_result(
+    result: dict[str, Any], folder: str | None, evaluation: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The last lines of a run. `evaluation`: one of its records, for what the result does not say of episodes."""
     steps, seconds = result.get("steps", "?"), result.get("train_seconds")
     lines = [
         f"{result.get('task', 'run')}: {steps} steps in {clock(seconds)}, n = {result.get('n', '?')} held out"
     ]
     before, after = result.get("before"), result.get("after")
-    if before or after:
+    if is_of_episodes(result):
+        between = guesses({**(evaluation or {}), **result})
+        lines.append(
+            f"success   {interval(before)}  →  {interval(after)}" + (f"  ({between})" if between else "")
+        )
+        total = result["return"]
+        lines.append(f"return    {_looking(total.get('before'))}  →  {_looking(total.get('after'))}")
+    elif before or after:
         lines.append(f"accuracy  {interval(before)}  →  {interval(after)}")
     looking = result.get("looking") or {}
     if looking.get("before") is not None or looking.get("after") is not None:
@@ -236,7 +266,7 @@ class LiveDisplay:
         self.doing = "finished"
         self.close()
         if not self.quiet:
-            for line in describe_result(result, self.folder):
+            for line in describe_result(result, self.folder, next(iter(self.evaluations), None)):
                 self._print(line)
 
     def close(self) -> None:
@@ -276,10 +306,13 @@ class LiveDisplay:
                 "completion_tokens",
                 "groups_skipped",
                 "tokens_per_second",
+                *("success", "return", "invalid"),
             ),
-            *(watch_keys(self.run) if no_signal_in_loss(self.run) else ("loss",)),
+            *(watch_keys(self.run) if no_signal_in_loss(self.run, self.history[-1:]) else ("loss",)),
         }
         latest = self.history[-1]
+        if "success" in latest:  # the same number, by its own name
+            shown.discard("accuracy")
         for key, label, form in ROWS:
             if key in shown and latest.get(key) is not None:
                 parts.append(f"{label} {form.format(latest[key])}")
@@ -375,7 +408,7 @@ class LiveDisplay:
         for key, label, form in self._rows(latest):
             value = latest.get(key)
             shown = "–" if value is None else form.format(value)
-            main = key in ("reward_mean", "accuracy")
+            main = key in ("reward_mean", "accuracy", "success")
             style = "bold" if main else "default"
             line = sparkline((m.get(key) for m in self.history[-400:]), room, blocks)
             table.add_row(
@@ -387,7 +420,9 @@ class LiveDisplay:
 
     def _rows(self, latest: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows = []
-        left_out = {"loss"} if no_signal_in_loss(self.run) else set()
+        left_out = {"loss"} if no_signal_in_loss(self.run, self.history[-1:]) else set()
+        if "success" in latest:
+            left_out.add("accuracy")
         if "clip_fraction" not in watch_keys(self.run):
             left_out.add("clip_fraction")
         for key, label, form in ROWS:
@@ -402,10 +437,18 @@ class LiveDisplay:
 
     def _sample_panel(self, sample: dict[str, Any]) -> RenderableType:
         text = Text(overflow="fold")
+        truth = ("truth  ", sample.get("answer", sample.get("truth")), "default")
+        if is_turn(sample):
+            done = as_text(sample.get("action") or "nothing")
+            truth = (
+                "done   ",
+                done if sample.get("legal") else f"{done} (no legal action was said)",
+                "default",
+            )
         for label, value, style in (
             ("asked  ", sample.get("question"), "default"),
             ("reply  ", sample.get("text", sample.get("reply")), "bold"),
-            ("truth  ", sample.get("answer", sample.get("truth")), "default"),
+            truth,
         ):
             flat = visible(as_text(value), 400).replace("\n", " ⏎ ")
             text.append(label, style="dim").append(flat + "\n", style=style)

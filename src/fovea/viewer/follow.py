@@ -23,6 +23,7 @@ from typing import Any
 
 from fovea.types import UserError
 from fovea.viewer.charts import is_number
+from fovea.viewer.strips import ending_of, is_turn
 
 KEPT_ROWS = 200_000
 """Completions whose places are kept in memory, over all indexed steps (about 100 bytes each)."""
@@ -33,7 +34,7 @@ _GUARD = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GroupPlace:
-    """Where the completions of one problem stand in a rollouts file.
+    """Where the completions of one problem, or the turns of one episode, stand in a rollouts file.
 
     Example: GroupPlace(id="digits/locate:train:0:7", offsets=(0, 460), rewards=(1.0, 0.1), advantages=(1.0, -1.0))
     """
@@ -44,6 +45,8 @@ class GroupPlace:
     """Byte at which the line of each completion begins."""
     rewards: tuple[float | None, ...]
     advantages: tuple[float | None, ...]
+    ending: str = ""
+    """Of an episode: how its last turn ends (`fovea.viewer.strips.ENDINGS`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +201,7 @@ class RunFolder:
         wanted = text.casefold()
         found = set()
         for _, record in _lines(index.path):
-            if record is None or (key := str(record.get("id"))) in found:
+            if record is None or (key := _key(record)) in found:
                 continue
             if any(wanted in str(record.get(name, "")).casefold() for name in ("text", "question", "id")):
                 found.add(key)
@@ -213,18 +216,28 @@ class RunFolder:
 
 def _index(path: Path, step: int) -> StepIndex:
     rows: dict[str, list[tuple[int, float | None, float | None]]] = {}
+    endings: dict[str, str] = {}
     broken = 0
     for offset, record in _lines(path):
         if record is None:
             broken += 1
             continue
         row = (offset, _number(record.get("reward")), _number(record.get("advantage")))
-        rows.setdefault(str(record.get("id")), []).append(row)
+        key = _key(record)
+        rows.setdefault(key, []).append(row)
+        if is_turn(record):
+            endings[key] = ending_of(record)
     groups = []
     for key, group in rows.items():
         offsets, rewards, advantages = zip(*group)
-        groups.append(GroupPlace(id=key, offsets=offsets, rewards=rewards, advantages=advantages))
+        end = endings.get(key, "")
+        groups.append(GroupPlace(id=key, offsets=offsets, rewards=rewards, advantages=advantages, ending=end))
     return StepIndex(step=step, path=path, groups=tuple(groups), broken=broken)
+
+
+def _key(record: dict[str, Any]) -> str:
+    """What a record stands together with: the turns of an episode, the completions of a problem."""
+    return str(record["episode"] if is_turn(record) else record.get("id"))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

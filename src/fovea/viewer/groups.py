@@ -45,6 +45,8 @@ class Wanted:
     """… and, of the same completion, of this or less."""
     text: str = ""
     """Groups in which this occurs."""
+    ending: str = ""
+    """Episodes that end so (`fovea.viewer.strips.ENDINGS`); empty: any."""
     sort: Sort = "logged"
 
     def holds(self, reward: Any) -> bool:
@@ -61,7 +63,9 @@ def choose(index: StepIndex, wanted: Wanted, found: Collection[str] | None) -> l
     places = [
         i
         for i, group in enumerate(index.groups)
-        if (found is None or group.id in found) and any(map(wanted.holds, group.rewards))
+        if (found is None or group.id in found)
+        and wanted.ending in ("", group.ending)
+        and any(map(wanted.holds, group.rewards))
     ]
     if wanted.sort == "logged":
         return places

@@ -19,21 +19,22 @@ from markupsafe import Markup
 
 from fovea.types import UserError
 from fovea.viewer.charts import is_number
+from fovea.viewer.curves import other_charts, run_charts
 from fovea.viewer.display import clock
 from fovea.viewer.follow import GroupPlace, RunFolder, StepIndex
 from fovea.viewer.groups import SORTS, Sort, Wanted, choose, geometry, marks_of, sign, true_boxes
 from fovea.viewer.pictures import draw, picture_path, png_size
 from fovea.viewer.report import (
+    basis_of,
     before_after,
     changed_of,
     comparisons,
     measure_rows,
-    other_charts,
-    run_charts,
     state_of,
     templates,
     title_of,
 )
+from fovea.viewer.strips import ENDINGS, is_turn, pairs_of, strips_of
 from fovea.viewer.watch import loss_note, warnings_of
 
 STRIP = 96
@@ -70,8 +71,7 @@ class Pages:
             warnings=warnings_of([*metrics, *evaluations]),
             loss_note=loss_note(run, metrics) if metrics else None,
             measures=measure_rows(before, after, result),
-            n=(result or before or {}).get("n"),
-            chance=(result or before or {}).get("chance"),
+            basis=basis_of(before, result),
             after=after,
             charts=charts,
             others=others,
@@ -80,10 +80,11 @@ class Pages:
         )
 
     def held_out(self) -> str:
-        """Held-out pictures before and after."""
+        """Held-out pictures, or episodes, before and after."""
         before, after = before_after(self.folder.evaluations())
         pairs = comparisons(self.folder.path, before, after, self._address)
-        return self._render("held_out.html.j2", "held-out", comparisons=pairs)
+        episodes = pairs_of(self.folder.path, before, after, self._address)
+        return self._render("held_out.html.j2", "held-out", comparisons=pairs, episodes=episodes)
 
     def run(self) -> str:
         """The recipe, versions and command."""
@@ -132,6 +133,7 @@ class Pages:
             wanted=wanted,
             keep=_kept(wanted),
             sorts=SORTS,
+            endings=ENDINGS if index and any(group.ending for group in index.groups) else (),
         )
 
     def _group(self, index: StepIndex, which: int, wanted: Wanted) -> dict[str, Any]:
@@ -139,6 +141,8 @@ class Pages:
         records = self.folder.group(index, which)
         if not records:
             raise UserError("This group was rewritten while it was read; load the page again.")
+        if is_turn(records[0]):
+            return {"film": strips_of(self.folder.path, records, self._address)}
         parts = {name for record in records for name in _mapping(record.get("parts"))}
         most = max((abs(r["advantage"]) for r in records if is_number(r.get("advantage"))), default=0.0)
         figures, notes, small = self._figures(records)
@@ -160,7 +164,14 @@ class Pages:
             cards.sort(key=lambda card: -_or_zero(card["record"].get("advantage")))
         changed = [changed_of(self.folder.path, record, self._address) for record in records]
         shown = next((one for one in changed if one), None)
-        return {"first": records[0], "cards": cards, "figures": figures, "notes": notes, "changed": shown}
+        return {
+            "film": [],
+            "first": records[0],
+            "cards": cards,
+            "figures": figures,
+            "notes": notes,
+            "changed": shown,
+        }
 
     def _figures(self, records: list[dict[str, Any]]) -> tuple[list[Markup], list[str], list[Markup | None]]:
         """The group's pictures, that which boxes refer to with all boxes; what could not be drawn, in sentences; and
@@ -234,18 +245,22 @@ class Pages:
 def read_query(query: Mapping[str, str]) -> tuple[Wanted, int | None, int]:
     """What the rollouts page is asked for: filter, step (None: the newest) and place of the group in the list.
 
-    Keys `step`, `group`, `low`, `high`, `q`, `sort`; empty ones count as absent. Raises UserError for a value that is
-    no number where one is needed, or an unknown sort.
+    Keys `step`, `group`, `low`, `high`, `q`, `end`, `sort`; empty ones count as absent. Raises UserError for a value
+    that is no number where one is needed, or an unknown ending or sort.
     """
     values = {key: value.strip() for key, value in query.items() if value.strip()}
     sort = values.get("sort", "logged")
     if sort not in SORTS:
         raise UserError(f"sort={sort!r} is not known; choose one of {', '.join(SORTS)}.")
+    ending = values.get("end", "")
+    if ending and ending not in ENDINGS:
+        raise UserError(f"end={ending!r} is not known; choose one of {', '.join(ENDINGS)}.")
     known: Sort = sort
     wanted = Wanted(
         low=_real("low", values.get("low")),
         high=_real("high", values.get("high")),
         text=values.get("q", "")[:200],
+        ending=ending,
         sort=known,
     )
     step = _whole("step", values["step"]) if "step" in values else None
@@ -274,6 +289,8 @@ def _kept(wanted: Wanted) -> dict[str, str]:
     kept = {key: f"{value:g}" for key, value in limits.items() if value is not None}
     if wanted.text:
         kept["q"] = wanted.text
+    if wanted.ending:
+        kept["end"] = wanted.ending
     return kept if wanted.sort == "logged" else kept | {"sort": wanted.sort}
 
 

@@ -19,15 +19,20 @@ from fovea.rewards.answers import box_from
 from fovea.runlog import read_run, write_atomically
 from fovea.types import UserError
 from fovea.viewer import as_text, asked_of, visible
-from fovea.viewer.charts import Series, chart_svg, points_of
-from fovea.viewer.display import clock, interval
+from fovea.viewer.charts import is_number
+from fovea.viewer.curves import run_charts
+from fovea.viewer.display import clock, interval, is_of_episodes
 from fovea.viewer.pictures import Kind, Mark, data_uri, draw, picture_path, png_size
-from fovea.viewer.watch import loss_note, no_signal_in_loss, warnings_of, watch_keys
+from fovea.viewer.strips import is_turn, pairs_of, strips_of
+from fovea.viewer.watch import loss_note, warnings_of
 
 WEB = Path(__file__).parent / "web"
 
 SHOWN_PICTURES = 24
 SHOWN_PROBLEMS = 6
+SHOWN_EPISODES = 6
+# Bytes of the pictures of all strips of a kind: fifty turns of photographs each would be a page of 100 MB.
+EMBEDDED = 8_000_000
 # A page of many photographs should still open: larger files are named instead of embedded.
 LARGEST_PICTURE = 4_000_000
 
@@ -40,6 +45,19 @@ MEASURES = (
     ("blank", "accuracy with a blank picture"),
     ("truncated", "greedy replies cut at the length limit"),
 )
+# The same of episodes: key, label, what it means. The last two are no shares.
+EPISODE_MEASURES = (
+    ("accuracy", "success", "held-out episodes that succeed, greedy"),
+    ("looking", "looking", "success minus success with another episode's pictures"),
+    ("swapped", "swapped", "success with the pictures of another episode"),
+    ("blank", "blank", "success with grey pictures"),
+    ("thought_follows", "thought follows", "first thoughts that change when the picture is swapped"),
+    ("invalid", "invalid", "replies without a legal action"),
+    ("truncated", "cut off", "episodes that are over by too many turns"),
+    ("return", "return", "sum of the environment's rewards of an episode"),
+    ("turns", "turns", "length of an episode"),
+)
+NO_SHARES = ("return", "turns")
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -75,13 +93,14 @@ def render_report(run_folder: str | Path) -> str:
             warnings=warnings_of([*record["metrics"], *record["evaluations"]]),
             loss_note=loss_note(run, record["metrics"]),
             measures=measure_rows(before, after, result),
-            n=(result or before or {}).get("n"),
-            chance=(result or before or {}).get("chance"),
+            basis=basis_of(before, result),
             before=before,
             after=after,
             charts=run_charts(run, record["metrics"], record["evaluations"]),
             comparisons=comparisons(record["folder"], before, after),
-            replies=_replies(record["folder"], record["shown"]),
+            replies=_replies(record["folder"], [one for one in record["shown"] if not is_turn(one)]),
+            episodes=pairs_of(record["folder"], before, after, embedding(EMBEDDED)),
+            trained=strips_of(record["folder"], record["shown"], embedding(EMBEDDED), SHOWN_EPISODES),
             shown_step=record["shown_step"],
             recipe=yaml.safe_dump(run, sort_keys=False, allow_unicode=True, width=100),
             versions=versions,
@@ -91,6 +110,18 @@ def render_report(run_folder: str | Path) -> str:
             broken_lines=record["broken_lines"],
         )
     )
+
+
+def embedding(most: int) -> Callable[[Path], str]:
+    """→ (path) → its data URI, as long as all of them come to `most` bytes of files; then empty."""
+    spent = 0
+
+    def address(path: Path) -> str:
+        nonlocal spent
+        spent += path.stat().st_size
+        return data_uri(path) if spent <= most else ""
+
+    return address
 
 
 def templates() -> Environment:
@@ -140,26 +171,54 @@ def measure_rows(
     rows: list[dict[str, Any]] = []
     records = {"before": measures_of(before or {}), "after": measures_of(after or {})}
     meanings = {label: meaning for record in records.values() for label, meaning, _ in record}
-    if result:  # it is the contract; evaluations alone may be of another n on the way
+    first = "success" if is_of_episodes(result or before or {}) else "accuracy"
+    if result and first == "accuracy":  # it is the contract; evaluations alone may be of another n on the way
         meanings.setdefault("accuracy", MEASURES[0][1])
     for label, meaning in meanings.items():
         sides = {
             side: next((v for name, _, v in record if name == label), None)
             for side, record in records.items()
         }
-        if result and label == "accuracy":
+        if result and label == first:
             sides = {side: result.get(side) or sides[side] for side in sides}
-        summaries = {side: _summary(value) for side, value in sides.items()}
+        share = first == "accuracy" or label not in NO_SHARES
+        summaries = {side: _summary(value, share) for side, value in sides.items()}
         if any(summaries.values()):
-            rows.append({"label": label, "meaning": meaning, **summaries})
+            rows.append({"label": label, "meaning": meaning, "share": share, **summaries})
     # One axis for all rows, so that they can be compared: from -100 % where a difference is below 0.
     means = [
-        row[side][key] for row in rows for side in ("before", "after") if row[side] for key in ("mean", "low")
+        row[side][key]
+        for row in rows
+        for side in ("before", "after")
+        if row[side] and row["share"]
+        for key in ("mean", "low")
     ]
     left = -1.0 if any(value is not None and value < -0.02 for value in means) else 0.0
     return [
-        row | {"left": left, "figure": _interval_figure(row["before"], row["after"], left)} for row in rows
+        row
+        | {
+            "left": left,
+            "figure": _interval_figure(row["before"], row["after"], left) if row["share"] else "",
+        }
+        for row in rows
     ]
+
+
+def basis_of(before: dict[str, Any] | None, result: dict[str, Any] | None) -> str:
+    """On what the table stands, and between what its first row lies: a few words. Empty where nothing was measured."""
+    record = {**(before or {}), **(result or {})}
+    n, chance, ceiling = record.get("n"), record.get("chance"), record.get("ceiling")
+    if not n:
+        return ""
+    episodes = is_of_episodes(record)
+    what = "episodes, greedy" if episodes else "problems, greedy replies"
+    parts = [f"on {n} held-out {what}, 95 % intervals"]
+    if is_number(chance):
+        who = "random legal actions" if episodes else "a guess that does not look"
+        parts.append(f"{who}: {100 * chance:.1f} %")
+    if is_number(ceiling) and episodes:
+        parts.append(f"the best policy: {100 * ceiling:.1f} %")
+    return "; ".join(parts)
 
 
 # Of problems that are answered with boxes: section and key, label, meaning.
@@ -187,7 +246,11 @@ BOX_MEASURES = (
 
 def measures_of(record: dict[str, Any]) -> list[tuple[str, str, Any]]:
     """(label, meaning, {"mean", "ci95"}) of all that an evaluation record measured, accuracy first."""
-    found = [(key, meaning, record[key]) for key, meaning in MEASURES if record.get(key)]
+    found: list[tuple[str, str, Any]] = (
+        [(label, meaning, record[key]) for key, label, meaning in EPISODE_MEASURES if record.get(key)]
+        if is_of_episodes(record)
+        else [(key, meaning, record[key]) for key, meaning in MEASURES if record.get(key)]
+    )
     without = (record.get("detection") or {}).get("without")
     for path, label, meaning in BOX_MEASURES:
         value: Any = record
@@ -216,15 +279,20 @@ def measure_lines(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _summary(value: Any) -> dict[str, Any] | None:
-    """`{"mean", "ci95"}`, a bare number, or None, as mean, low, high and its text."""
+def _summary(value: Any, share: bool = True) -> dict[str, Any] | None:
+    """`{"mean", "ci95"}`, a bare number, or None, as mean, low, high and its text: per cent where it is a share."""
     if isinstance(value, (int, float)):
         value = {"mean": value}
     if not isinstance(value, dict) or value.get("mean") is None:
         return None
     low, high = value.get("ci95") or (None, None)
-    text = f"{100 * value['mean']:.1f} %"
-    span = f"{100 * low:.1f} to {100 * high:.1f}" if low is not None and high is not None else ""
+    scale, places, unit = (100, 1, " %") if share else (1, 2, "")
+    text = f"{scale * value['mean']:.{places}f}{unit}"
+    span = (
+        f"{scale * low:.{places}f} to {scale * high:.{places}f}"
+        if low is not None and high is not None
+        else ""
+    )
     return {"mean": value["mean"], "low": low, "high": high, "text": text, "span": span}
 
 
@@ -249,88 +317,6 @@ def _interval_figure(before: dict[str, Any] | None, after: dict[str, Any] | None
     return Markup(f'<svg class="interval" viewBox="0 0 240 36" role="img">{"".join(parts)}</svg>')
 
 
-# Curves.
-
-_GAINS = ["explore/entropy_gain_selected", "explore/entropy_gain_unselected"]
-_NAMES = {
-    "reward_mean": "total",
-    "accuracy": "sampled in training",
-    "entropy": "of all that was sampled",
-    "explore/policy_entropy": "under the clean picture",
-}
-
-
-def run_charts(
-    run: dict[str, Any], metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Title, legend and SVG of the charts that tell most about a run, as far as there is data."""
-    parts = list(dict.fromkeys(key for record in metrics for key in record if key.startswith("reward/")))
-    held_out = [r for r in evaluations if (_summary(r.get("accuracy")) or {}).get("low") is not None]
-    looking = [r for r in evaluations if (_summary(r.get("looking")) or {}).get("low") is not None]
-    watched = watch_keys(run)
-    wanted = [
-        ("reward by part", ["reward_mean", *parts]),
-        ("accuracy", ["accuracy"]),
-        ("looking (held out)", []),
-        ("reward spread in a group", ["reward_std"]),
-        ("entropy (nats a token)", ["entropy", "explore/policy_entropy"]),
-        ("reward by half: clean and changed picture", ["explore/reward_clean", "explore/reward_changed"]),
-        ("entropy gained under the changed picture (nats)", _GAINS),
-        ("largest change of a pixel (1/255)", ["explore/epsilon"]),
-        ("reply length (tokens)", ["completion_tokens"]),
-        ("gradient norm", ["grad_norm"]),
-        ("groups skipped", ["groups_skipped"]),
-        ("clipped tokens (share)", ["clip_fraction"] if "clip_fraction" in watched else []),
-        ("loss", [] if no_signal_in_loss(run) else ["loss"]),
-    ]
-    charts = []
-    for title, keys in wanted:
-        series = [Series(name=_series_name(key), points=points_of(metrics, key)) for key in keys]
-        series = [s for s in series if s.points]
-        if title == "accuracy" and held_out:
-            series.append(_held_out("held out, greedy", held_out, "accuracy"))
-        if title.startswith("looking") and looking:
-            series.append(_held_out("looking", looking, "looking"))
-        if series:
-            charts.append(_chart(title, series, keys))
-    return charts
-
-
-def other_charts(
-    metrics: list[dict[str, Any]], shown: list[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """A chart of every metric that `shown` leaves out, by name; and those that never changed, with their value."""
-    done = {"step"}.union(*(chart["keys"] for chart in shown))
-    keys = sorted({key for record in metrics for key in record} - done)
-    charts: list[dict[str, Any]] = []
-    constant: dict[str, float] = {}
-    for key in keys:
-        points = points_of(metrics, key)
-        values = {y for _, y in points}
-        if len(values) == 1:
-            constant[key] = values.pop()
-        elif values:
-            charts.append(_chart(visible(key, 60), [Series(name=key, points=points)], [key]))
-    return charts, constant
-
-
-def _chart(title: str, series: list[Series], keys: list[str]) -> dict[str, Any]:
-    return {"title": title, "names": [s.name for s in series], "svg": chart_svg(title, series), "keys": keys}
-
-
-def _held_out(name: str, records: list[dict[str, Any]], key: str) -> Series:
-    points = [(float(r.get("step", 0)), float(r[key]["mean"])) for r in records]
-    intervals = [(float(r[key]["ci95"][0]), float(r[key]["ci95"][1])) for r in records]
-    return Series(name=name, points=points, intervals=intervals)
-
-
-def _series_name(key: str) -> str:
-    plain = (
-        key.removeprefix("reward/").removeprefix("explore/").removeprefix("entropy_gain_").replace("_", " ")
-    )
-    return _NAMES.get(key, plain if key.startswith("explore/") else key.removeprefix("reward/"))
-
-
 # Pictures and replies.
 
 
@@ -344,8 +330,8 @@ def comparisons(
 
     `address`: how the page refers to a picture's file.
     """
-    first = {str(item.get("id")): item for item in (before or {}).get("shown") or []}
-    last = {str(item.get("id")): item for item in (after or {}).get("shown") or []}
+    first = {str(item.get("id")): item for item in (before or {}).get("shown") or [] if not is_turn(item)}
+    last = {str(item.get("id")): item for item in (after or {}).get("shown") or [] if not is_turn(item)}
     pairs = []
     for key in list(dict.fromkeys([*first, *last]))[:SHOWN_PICTURES]:
         item = first.get(key) or last[key]

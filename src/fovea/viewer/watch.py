@@ -51,14 +51,18 @@ def _text_of(item: Any) -> str:
     return ": ".join(str(item[key]) for key in ("name", "message", "text") if item.get(key))
 
 
-def no_signal_in_loss(run: Mapping[str, Any]) -> bool:
+def no_signal_in_loss(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]] = ()) -> bool:
     """Whether the value of the loss cannot show learning: RL, one update per rollout, nothing added to the loss.
+
+    A critic's loss is something added; which algorithms have a critic is seen by the `metrics` alone.
 
     The sampling policy is then the policy that is trained: every ratio is 1 where the loss is evaluated, and its value
     is a weighted mean of the advantages, whatever was learned. Its gradient is not affected.
     """
     algorithm = run.get("algorithm")
     if run.get("method", "rl") != "rl" or not isinstance(algorithm, Mapping):
+        return False
+    if any("value_loss" in record for record in metrics):
         return False
     kl = _is_on(algorithm.get("beta")) and algorithm.get("kl_in") in (None, "loss")
     added = kl or any(_is_on(algorithm.get(key)) for key in ("entropy_bonus", "kl_cov", "replay"))
@@ -88,7 +92,7 @@ def loss_note(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> s
     (DAPO, Dr. GRPO) and CISPO leave a number that is not 0 and means as little. No losses, no sentence.
     """
     losses = [abs(float(m["loss"])) for m in metrics if is_number(m.get("loss"))]
-    if not losses or not no_signal_in_loss(run):
+    if not losses or not no_signal_in_loss(run, metrics):
         return None
     zero = (
         "is 0 by construction" if max(losses) < ROUNDING else "has a value that says nothing about learning"

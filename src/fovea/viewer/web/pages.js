@@ -7,7 +7,9 @@ const follow = document.body.dataset.follow;
 let version = document.body.dataset.version;
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input, select, textarea");
+  const film = event.target.closest(".film"); // a long strip scrolls by the same keys
+  const scrolls = film && film.scrollWidth > film.clientWidth;
+  const typing = event.target.closest("input, select, textarea") || (scrolls ? film : null);
   if (event.key === "Escape" && typing) typing.blur();
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   const keys = event.shiftKey
