@@ -11,8 +11,8 @@ FIGURES = ("accuracy", "return", "looking", "thought_follows", "invalid")
 def tables(result: Mapping[str, Any]) -> str:
     """One table of the cold starts and the arms: held-out success and its kin, mean [95 % interval]."""
     lines = [
-        "| | game | seeds | success | held-out states | return | looking | thought follows | invalid | CPU s |",
-        "|---" * 10 + "|",
+        "| | game | seeds | success, greedy | sampled | held-out states, greedy | return | looking | thought follows | invalid | CPU s |",
+        "|---" * 11 + "|",
     ]
     for kind in ("starts", "arms"):
         lines += [_row(name, found) for name, found in result[kind].items()]
@@ -22,7 +22,7 @@ def tables(result: Mapping[str, Any]) -> str:
 def _row(name: str, found: Mapping[str, Any]) -> str:
     test, states = found["tasks"]["test"], found["tasks"].get("states", {})
     cells = [name, found["game"], str(len(found.get("seeds", [0])))]
-    cells += [_cell(test, "accuracy"), _cell(states, "accuracy")]
+    cells += [_cell(test, "accuracy"), _cell(test, "sampled"), _cell(states, "accuracy")]
     cells += [_cell(test, figure) for figure in ("return", "looking", "thought_follows", "invalid")]
     seconds = found["train_cpu_seconds"]
     return f"| {' | '.join([*cells, f'{sum(seconds) / len(seconds):.0f}'])} |"

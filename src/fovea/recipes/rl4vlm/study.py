@@ -142,6 +142,9 @@ def read(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             values = [curve["tasks"][name].get(figure, {}).get("mean") for curve in curves]
             if all(value is not None for value in values):
                 figures[figure] = over_seeds(values) | {"seeds": values}
+        drawn = [curve["tasks"][name].get("sampled", {}).get("accuracy", {}).get("mean") for curve in curves]
+        if all(value is not None for value in drawn):
+            figures["sampled"] = over_seeds(drawn) | {"seeds": drawn}
         own = curves[0]["tasks"][name]
         of_one = [curve["tasks"][name]["accuracy"]["ci95"] for curve in curves]
         found["tasks"][name] = figures | {"n": own["n"], "ci95_of_each": of_one}
