@@ -17,9 +17,9 @@ from fovea.recipes.vlm_r1._arms import curve_of, run_arms
 from fovea.training import train
 
 SMALL = [
-    "steps=2", "prompts=2", "environment.turns=2", "sampling.max_new_tokens=8", "dtype=float32", "device=cpu", "threads=1",
-    "evaluation.n=2", "save_every=0", "algorithm.prompts_per_update=2", "environment.options.side=64", "evaluation.every=0",
-    "min_pixels=3136", "max_pixels=20000", "finetune.rank=2", "finetune.alpha=4",
+    "steps=2", "prompts=2", "environment.turns=2", "sampling.max_new_tokens=8", "dtype=float32", "device=cpu",
+    "threads=1", "evaluation.n=2", "save_every=0", "algorithm.prompts_per_update=2", "environment.options.side=64",
+    "evaluation.every=0", "min_pixels=3136", "max_pixels=20000", "finetune.rank=2", "finetune.alpha=4",
 ]  # fmt: skip
 
 

@@ -11,7 +11,8 @@ FIGURES = ("accuracy", "return", "looking", "thought_follows", "invalid")
 def tables(result: Mapping[str, Any]) -> str:
     """One table of the cold starts and the arms: held-out success and its kin, mean [95 % interval]."""
     lines = [
-        "| | game | seeds | success, greedy | sampled | held-out states, greedy | return | looking | thought follows | invalid | CPU s |",
+        "| | game | seeds | success, greedy | sampled | held-out states, greedy | return | looking | thought follows "
+        "| invalid | CPU s |",
         "|---" * 11 + "|",
     ]
     for kind in ("starts", "arms"):
