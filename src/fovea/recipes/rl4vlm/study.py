@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {
     "sampling": {"max_new_tokens": 40},
 }
 GAMES: dict[str, dict[str, Any]] = {
-    "number_line": {"options": {"side": 64}, "turns": 4, "steps": 30},
+    "number_line": {"options": {"side": 64}, "turns": 4, "steps": 24},
     "ez_points": {"options": {"side": 64}, "turns": 5, "steps": 40},
     "minigrid": {"options": {}, "turns": 6, "steps": 30},
     "blackjack": {"options": {"side": 96}, "turns": 3, "steps": 30},
@@ -52,12 +52,13 @@ PPO: dict[str, Any] = {
     "critic": {"hidden": [256]},
 }
 GROUPS: dict[str, Any] = {
-    "prompts": 8,
+    "prompts": 4,
     "group": 8,
+    "cpu_seconds": 300.0,
     "optimizer": {"learning_rate": 5e-5, "warmup_steps": 3},
     "algorithm": {"updates_per_rollout": 2, "prompts_per_update": 64},
 }
-"""Whole episodes, eight of each beginning."""
+"""Whole episodes, eight of each beginning; no more compute than PPO takes here, for a step may have many more turns."""
 
 STARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nl_format": ("number_line", {}),
@@ -162,7 +163,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help=f"default: all of {', '.join(ARMS)}")
     parser.add_argument("--starts", nargs="*", default=[], help="further cold starts to measure")
-    parser.add_argument("--n", type=int, default=192, help="held-out episodes")
+    parser.add_argument("--n", type=int, default=96, help="held-out episodes")
     options = parser.parse_intermixed_args(argv)
     unknown = next((name for name in options.arms if name not in ARMS), None)
     if unknown is not None:
