@@ -1,8 +1,8 @@
 """Environments: things that answer back. Light: no torch; gymnasium (extra `envs`) is imported where it is used.
 
-    game = find_game("number_line")                 a gymnasium environment, and how it is spoken of (`Game`)
-    env = Spoken(game=game)                         pictures and text out, a reply in
-    print(check_environment(game).text())           what a game promises, tried out
+game = find_game("number_line")                 a gymnasium environment, and how it is spoken of (`Game`)
+env = Spoken(game=game)                         pictures and text out, a reply in
+print(check_environment(game).text())           what a game promises, tried out
 """
 
 from fovea.environments.catalogue import GAMES, find_game

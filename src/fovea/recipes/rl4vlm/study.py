@@ -32,19 +32,20 @@ BASE: dict[str, Any] = {
 }
 GAMES: dict[str, dict[str, Any]] = {
     "number_line": {"options": {"side": 64}, "turns": 4, "steps": 24},
-    "ez_points": {"options": {"side": 64}, "turns": 5, "steps": 40},
-    "minigrid": {"options": {}, "turns": 6, "steps": 30},
-    "blackjack": {"options": {"side": 96}, "turns": 3, "steps": 30},
+    "ez_points": {"options": {"side": 64}, "turns": 5, "steps": 24},
+    "minigrid": {"options": {}, "turns": 4, "steps": 24},
+    "blackjack": {"options": {"side": 96}, "turns": 2, "steps": 24},
 }
 """Game → how it is shown, turns a step and steps of PPO."""
 START: dict[str, Any] = {
     "method": "sft",
     "prompts": 32,
-    "steps": 120,
-    "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10, "schedule": "linear", "min_ratio": 0.1},
+    "steps": 170,
+    "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10, "schedule": "wsd", "decay_ratio": 0.2},
 }
-"""Supervised: 3,840 demonstrated turns."""
+"""Supervised: 5,440 demonstrated turns."""
 PPO: dict[str, Any] = {
+    "freeze": ["vision", "projector"],
     "prompts": 32,
     "group": 1,
     "optimizer": {"learning_rate": 5e-5, "critic_learning_rate": 1e-3, "warmup_steps": 3},
@@ -52,6 +53,7 @@ PPO: dict[str, Any] = {
     "critic": {"hidden": [256]},
 }
 GROUPS: dict[str, Any] = {
+    "freeze": ["vision", "projector"],
     "prompts": 4,
     "group": 8,
     "cpu_seconds": 300.0,
@@ -65,8 +67,8 @@ STARTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nl_format_no_cot": ("number_line", {"thought": False}),
     "nl_expert": ("number_line", {"demonstrations": "expert"}),
     "ez_format": ("ez_points", {}),
-    "ez_format_no_cot": ("ez_points", {"thought": False}),
     "ez_expert": ("ez_points", {"demonstrations": "expert"}),
+    "ez_expert_no_cot": ("ez_points", {"demonstrations": "expert", "thought": False}),
     "mg_format": ("minigrid", {}),
     "bj_format": ("blackjack", {}),
     "bj_expert": ("blackjack", {"demonstrations": "expert"}),
@@ -77,8 +79,9 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "nl_ppo": ("nl_format", {}),
     "nl_ppo_no_cot": ("nl_format_no_cot", {}),
     "nl_sft": ("nl_expert", {"sft": True}),
-    "ez_ppo": ("ez_format", {}),
-    "ez_ppo_no_cot": ("ez_format_no_cot", {}),
+    "ez_ppo": ("ez_expert", {}),
+    "ez_ppo_no_cot": ("ez_expert_no_cot", {}),
+    "ez_format_ppo": ("ez_format", {}),
     "ez_sft": ("ez_expert", {"sft": True}),
     "nl_lambda_0": ("nl_format", {"algorithm": {"thought_weight": 0.0}}),
     "nl_lambda_1": ("nl_format", {"algorithm": {"thought_weight": 1.0}}),
