@@ -74,7 +74,7 @@ def measured(run: Any, model: str, name: str, n: int) -> dict[str, Any]:
         n,
         split="test",
         seed=EVALUATION_SEED,
-        samples=int(name == "test"),
+        samples=int(name == "test" and n <= 1000),
         look=name == "test" and n <= 1000,
     )
     return {key: value for key, value in record.items() if key not in ("shown", "rewards")}

@@ -104,7 +104,7 @@ def start_of(name: str, n: int) -> Arm:
     game, more = STARTS[name]
     section = {"name": game, "options": GAMES[game]["options"]} | more
     values = BASE | START | {"environment": section}
-    return Arm(name=name, seed=0, task=game, values=values, measure=measure_of(game, n))
+    return Arm(name=name, seed=0, task=game, values=values, measure=measure_of(game, n, start=True))
 
 
 def arm_of(name: str, seed: int, out: Path, overrides: Sequence[str], n: int) -> Arm:
@@ -132,8 +132,9 @@ def arm_of(name: str, seed: int, out: Path, overrides: Sequence[str], n: int) ->
     return Arm(name=name, seed=seed, task=game, values=values, measure=measure_of(game, n))
 
 
-def measure_of(game: str, n: int) -> dict[str, int]:
-    found = {"test": MEASURE.get(game, n)}
+def measure_of(game: str, n: int, *, start: bool = False) -> dict[str, int]:
+    """Held-out episodes by name; of a cold start always `n`."""
+    found = {"test": n if start else MEASURE.get(game, n)}
     return found | ({STATES: n} if game == "number_line" else {})
 
 
