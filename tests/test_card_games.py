@@ -217,15 +217,15 @@ def test_number_line_random_success_exactly() -> None:
         assert random_success(starts) == sum(Fraction(1, 2 ** abs(s - t)) for s, t in starts) / len(starts)
     assert random_success(paper_pairs()) == Fraction(163, 576)  # 28.3 %
     assert random_success(pairs(None)) == Fraction(43, 160)  # 26.9 %
-    assert random_success(pairs("test")) == Fraction(35, 192)  # 18.2 %
-    assert random_success(pairs("train")) == Fraction(191, 672)  # 28.4 %
+    assert random_success(pairs("test")) == Fraction(19, 96)  # 19.8 %
+    assert random_success(pairs("test", 5, "starts")) == Fraction(35, 192)  # 18.2 %
     assert random_success(pairs("validation", 5, "states")) == Fraction(13, 48)  # 27.1 %
     assert random_success(pairs("test", 5, "states")) == Fraction(9, 32)  # 28.1 %
     assert random_success(pairs("train", 5, "states")) == Fraction(89, 336)  # 26.5 %
-    assert number_line.GAME.floor == 35 / 192
+    assert number_line.GAME.floor == 19 / 96
 
 
-@pytest.mark.parametrize("hold_out", ["starts", "states"])
+@pytest.mark.parametrize("hold_out", ["pairs", "starts", "states"])
 def test_number_line_holds_pairs_out(hold_out: Any) -> None:
     by_split = {split: set(pairs(split, 5, hold_out)) for split in SPLITS}
     assert [len(by_split[split]) for split in SPLITS] == [21, 3, 6]
@@ -243,14 +243,30 @@ def test_number_line_holds_pairs_out(hold_out: Any) -> None:
         for start, target in by_split["train"]
         for number in range(start, target, 1 if start < target else -1)
     }
-    # "states": no right move of a training episode leads through a held-out state; "starts": it may
-    assert bool(held & passed) == (hold_out == "starts")
+    # "states": no right move of a training episode leads through a held-out state; the others: it may
+    assert bool(held & passed) == (hold_out != "states")
 
 
-def test_number_line_starts_are_those_that_were_drawn() -> None:
-    order = np.random.default_rng(0).permutation(30)
-    drawn = [pairs(None)[i] for i in order[:9]]
-    assert (*HELD_OUT["starts"]["test"], *HELD_OUT["starts"]["validation"]) == tuple(drawn)
+def both_sides(train: set[tuple[int, int]]) -> bool:
+    """Whether every number has training targets, and as a target training starts, on each side that the line has."""
+    for place in (0, 1):
+        for number in range(6):
+            others = {pair[1 - place] for pair in train if pair[place] == number}
+            below, above = any(o < number for o in others), any(o > number for o in others)
+            if (number > 0 and not below) or (number < 5 and not above):
+                return False
+    return True
+
+
+def test_number_line_pairs_are_those_that_were_drawn() -> None:
+    everything = pairs(None)
+    fits = []
+    for seed, name in ((0, "starts"), (1, "pairs")):
+        drawn = [everything[i] for i in np.random.default_rng(seed).permutation(30)[:9]]
+        held: Any = HELD_OUT[name]
+        assert (*held["test"], *held["validation"]) == tuple(drawn)
+        fits.append(both_sides(set(everything) - set(drawn)))
+    assert fits == [False, True]
 
 
 def test_number_line_rewards() -> None:

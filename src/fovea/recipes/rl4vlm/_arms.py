@@ -18,8 +18,6 @@ from fovea.runlog import newest_model, write_json
 MODULE = "fovea.recipes.rl4vlm._arms"
 KEPT = ("success", "return", "invalid", "entropy", "thought_entropy", "thought_distinct", "value_loss")
 """Figures of training that are kept by step."""
-STATES = "states"
-"""Of NumberLine: the name under which the held-out states are measured, beside the held-out starts."""
 
 
 def do_arm(place: Path) -> None:
@@ -44,7 +42,7 @@ def do_arm(place: Path) -> None:
     write_json(
         place / "curve.json",
         {
-            "tasks": {name: measured(run, model, name, n) for name, n in arm["measure"].items()},
+            "tasks": {name: measured(run, model, n) for name, n in arm["measure"].items()},
             "run": result,
             "training": _training(place / "run" / "metrics.jsonl"),
             "hardware": hardware(),
@@ -52,9 +50,9 @@ def do_arm(place: Path) -> None:
     )
 
 
-def measured(run: Any, model: str, name: str, n: int) -> dict[str, Any]:
+def measured(run: Any, model: str, n: int) -> dict[str, Any]:
     """Success, return and looking on the first `n` held-out episodes, the same for every arm and seed; greedy, and once
-    at the run's temperature. `name`: "test", or `STATES`."""
+    at the run's temperature."""
     from fovea.engines.shared_prefill import SharedPrefillEngine
     from fovea.models import load_policy
     from fovea.training.environment import measure_episodes
@@ -62,9 +60,6 @@ def measured(run: Any, model: str, name: str, n: int) -> dict[str, Any]:
 
     policy = load_policy(model, reply_tokens=run.sampling.max_new_tokens)
     engine = SharedPrefillEngine(policy)
-    if name == STATES:
-        options = dict(run.environment.options) | {"hold_out": "states"}
-        run = run.model_copy(update={"environment": run.environment.model_copy(update={"options": options})})
     instruction = instruction_of(run, open_tasks(run)[2])
     record = measure_episodes(
         run.model_copy(update={"seed": 0}),
@@ -74,8 +69,8 @@ def measured(run: Any, model: str, name: str, n: int) -> dict[str, Any]:
         n,
         split="test",
         seed=EVALUATION_SEED,
-        samples=int(name == "test" and n <= 1000),
-        look=name == "test" and n <= 1000,
+        samples=int(n <= 1000),
+        look=n <= 1000,
     )
     return {key: value for key, value in record.items() if key not in ("shown", "rewards")}
 

@@ -11,9 +11,9 @@ FIGURES = ("accuracy", "return", "looking", "thought_follows", "invalid")
 def tables(result: Mapping[str, Any]) -> str:
     """One table of the cold starts and the arms: held-out success and its kin, mean [95 % interval]."""
     lines = [
-        "| | game | seeds | success, greedy | sampled | held-out states, greedy | return | looking | thought follows "
+        "| | game | seeds | success, greedy | sampled | return | looking | thought follows "
         "| invalid | CPU s |",
-        "|---" * 11 + "|",
+        "|---" * 10 + "|",
     ]
     for kind in ("starts", "arms"):
         lines += [_row(name, found) for name, found in result[kind].items()]
@@ -21,9 +21,9 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, found: Mapping[str, Any]) -> str:
-    test, states = found["tasks"]["test"], found["tasks"].get("states", {})
+    test = found["tasks"]["test"]
     cells = [name, found["game"], str(len(found.get("seeds", [0])))]
-    cells += [_cell(test, "accuracy"), _cell(test, "sampled"), _cell(states, "accuracy")]
+    cells += [_cell(test, "accuracy"), _cell(test, "sampled")]
     cells += [_cell(test, figure) for figure in ("return", "looking", "thought_follows", "invalid")]
     seconds = found["train_cpu_seconds"]
     return f"| {' | '.join([*cells, f'{sum(seconds) / len(seconds):.0f}'])} |"

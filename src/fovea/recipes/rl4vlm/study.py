@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fovea.config import apply_override
-from fovea.recipes.rl4vlm._arms import MODULE, STATES
+from fovea.recipes.rl4vlm._arms import MODULE
 from fovea.recipes.rl4vlm._tables import tables
 from fovea.recipes.ssl4rl.study import over_seeds
 from fovea.recipes.vlm_r1._arms import Arm, curve_of, hardware, run_arms
@@ -133,9 +133,8 @@ def arm_of(name: str, seed: int, out: Path, overrides: Sequence[str], n: int) ->
 
 
 def measure_of(game: str, n: int, *, start: bool = False) -> dict[str, int]:
-    """Held-out episodes by name; of a cold start always `n`."""
-    found = {"test": n if start else MEASURE.get(game, n)}
-    return found | ({STATES: n} if game == "number_line" else {})
+    """Held-out episodes; of a cold start always `n`."""
+    return {"test": n if start else MEASURE.get(game, n)}
 
 
 def read(curves: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
