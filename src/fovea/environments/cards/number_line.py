@@ -7,8 +7,8 @@ the end on reaching the target, -1 for a move that does not bring the number nea
 `fixed`: start and target are any two different numbers; some ordered pairs begin episodes of the test split or the
 validation split only (`hold_out`):
 
-    pairs    nine of the 30; every number is still met in training with targets, and as a target with starts, on each side
-             that the line has. A training episode that began elsewhere may come through a held-out pair
+    pairs    nine of the 30; every number is still met in training with targets, and as a target with starts, on each
+             side that the line has. A training episode that began elsewhere may come through a held-out pair
     starts   nine, the first draw; it happens to leave the target 1 with starts below it alone
     states   nine that lie so that no right move of a training episode leads through one: the harder question, whether
              what was learned about other numbers is true of these
@@ -181,7 +181,8 @@ GAME = Game(
     expert=expert,
     reason=reason,
     max_turns=10,
-    # random_success, exact, on the test pairs: 19/96 of "pairs", 35/192 of "starts", 9/32 of "states"; 26.9 % on all, 28.3 % in `paper`
+    # random_success, exact, on the test pairs: 19/96 of "pairs", 35/192 of "starts", 9/32 of "states"; 26.9 % on all,
+    # 28.3 % in `paper`
     floor=19 / 96,
     ceiling=1.0,
     options={"preset": "fixed", "side": 300, "max_position": 5, "hold_out": "pairs", "wording": "short"},
