@@ -12,9 +12,9 @@ import torch
 
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
-from fovea.models import Policy, answers_untold, load_policy
 from fovea.environments.beginnings import Beginnings
 from fovea.environments.demonstrations import Demonstrations
+from fovea.models import Policy, answers_untold, load_policy
 from fovea.tasks import open_data
 from fovea.tasks.curriculum import Curriculum
 from fovea.tasks.data import DataTask, split
@@ -208,8 +208,8 @@ def open_to_measure(run: Run) -> Task:
 def _to_measure(run: Run, split: str, seed: int) -> Task:
     if has_environment(run):
         raise UserError(
-            f"environment.name={run.environment.name}: this is for questions of one turn; episodes are measured by fovea "
-            "evaluate and shown by fovea play."
+            f"environment.name={run.environment.name}: this is for questions of one turn; episodes are measured by "
+            "fovea evaluate and shown by fovea play."
         )
     if run.data is None:
         return open_named(run, split, seed)
