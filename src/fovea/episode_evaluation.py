@@ -104,7 +104,7 @@ def _outcome(episode: Trajectory) -> Outcome:
 
 
 def _play(stage: Stage, n: int, seed: int, show: Show | None = None) -> list[Trajectory]:
-    stage.show = show
+    stage.show, stage.learning = show, False
     try:
         return stage.whole(range(n), 1, seed=(seed, 0), at_once=AT_ONCE)
     finally:

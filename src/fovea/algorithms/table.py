@@ -296,6 +296,11 @@ def _of_episodes(run: Run, a: Algorithm) -> list[tuple[bool, str]]:
             "them away with an environment.",
         ),
         (
+            episodes and section.papo > 0 and run.method == "rl",
+            "algorithm.papo compares with masked pictures of a question of one turn, not yet of episodes; leave it "
+            "away with an environment.",
+        ),
+        (
             run.optimizer.critic_learning_rate is not None and not a.critic,
             f"optimizer.critic_learning_rate is of no use: {a.name} has no critic.",
         ),

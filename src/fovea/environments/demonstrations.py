@@ -87,7 +87,7 @@ class Demonstrations:
                     kind="text",
                     target=reply,
                     earlier=tuple(
-                        earlier if self.turns is None else earlier[len(earlier) - self.turns + 1 :]
+                        earlier if self.turns is None else earlier[max(0, turn - self.turns + 1) :]
                     ),
                     meta={"state": info["state"]},
                 )

@@ -20,7 +20,6 @@ from typing import Literal
 Form = Literal["tags", "json"]
 
 ANSWER = "<answer>"
-THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _ACTION_KEY = re.compile(r'"action"\s*:\s*')
 _THOUGHTS = re.compile(r'"thoughts"\s*:\s*"((?:[^"\\]|\\.)*)"', re.DOTALL)
 LONGEST = 20_000
@@ -67,12 +66,21 @@ def read_reply(text: str, form: Form = "tags") -> Said:
     if form == "json":
         return _read_json(text, tail, skipped)
     begin = tail.rfind(ANSWER)
-    thought = THINK.search(text[:LONGEST])
-    said = thought[1].strip() if thought else ""
+    said = between(text[:LONGEST], "<think>", "</think>") or ""
     if begin < 0:
         return Said(thought=said, action=None, start=len(text))
     action, closed, _ = tail[begin + len(ANSWER) :].partition("</answer>")
     return Said(thought=said, action=action.strip() if closed else None, start=skipped + begin)
+
+
+def between(text: str, opens: str, closes: str) -> str | None:
+    """What stands between the first `opens` and the next `closes`, without spaces around it; None where one is missing.
+    Not a lazy pattern: that looks for `closes` again from every `opens`.
+
+    Example: between("<a>x</a>", "<a>", "</a>") == "x"
+    """
+    said, closed, _ = text.partition(opens)[2].partition(closes)
+    return said.strip() if closed else None
 
 
 def _read_json(text: str, tail: str, skipped: int) -> Said:

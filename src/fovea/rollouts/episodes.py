@@ -23,7 +23,7 @@ import numpy as np
 from fovea.engines import Engine
 from fovea.environments import Recorded, digest, restore
 from fovea.environments.game import Observation
-from fovea.environments.replies import Form, Said
+from fovea.environments.replies import Said
 from fovea.environments.seeds import episode_seed
 from fovea.models import Policy, Prompt
 from fovea.models.critic import values
@@ -89,13 +89,15 @@ class Stage:
     game: str
     split: str
     seed: int
-    form: Form = "tags"
     layout: Layout = Layout()
     instruction: str | None = None
     rewards: Mapping[str, tuple[TurnReward, float]] = field(default_factory=dict)
     taught: Callable[[Mapping[str, Any]], str] | None = None
     """(info) → a teacher's thought for the state, where the update wants one."""
     show: Show | None = None
+    learning: bool = True
+    """Whether anything is learned from the turns; else they do not keep their pictures' tensors, which are most of an
+    episode's memory, and nothing is bootstrapped."""
     places: list[Place] = field(default_factory=list)
     next_number: int = 0
 
@@ -174,7 +176,7 @@ class Stage:
             parts[name] = weight * float(function(reply.text, before=place.info, after=info))
         place.fresh.append(
             Turn(
-                prompt=prompt,
+                prompt=prompt if self.learning else replace(prompt, media={}),
                 completion=reply,
                 reward=float(sum(parts.values())),
                 action=info["action"],
@@ -230,7 +232,7 @@ class Stage:
             success=place.info.get("success"),
         )
         place.fresh = []
-        if place.terminated or self.policy.critic is None:
+        if place.terminated or self.policy.critic is None or not self.learning:
             return trajectory, None
         return trajectory, self.policy.prompt(self._problem(place, place.observation), self.instruction)
 

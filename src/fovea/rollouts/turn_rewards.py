@@ -13,13 +13,10 @@ after={}) == 1.0
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fovea.environments.replies import LONGEST, read_reply
-
-PREDICTION = re.compile(r"<prediction>(.*?)</prediction>", re.DOTALL)
+from fovea.environments.replies import LONGEST, between, read_reply
 
 
 class TurnReward(Protocol):
@@ -36,8 +33,8 @@ def state(text: str, *, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 def prediction(text: str, *, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
     """1 where the reply predicts the next state's transcription, else 0."""
-    said = PREDICTION.search(text[:LONGEST])
-    return float(said is not None and _holds(said[1], after))
+    said = between(text[:LONGEST], "<prediction>", "</prediction>")
+    return float(said is not None and _holds(said, after))
 
 
 def _holds(said: str, info: Mapping[str, Any]) -> bool:

@@ -56,11 +56,7 @@ def open_episode_tasks(run: Run, seed: int) -> tuple[Task, Task, Task]:
     """(training, validation, held-out): beginnings of episodes, of `fovea sft` a teacher's turns. `seed`: of the
     episodes that are measured on. Raises UserError for what does not belong beside an environment."""
     section = run.environment
-    for key in ("data", "mixture", "rewards", "graph", "images"):
-        if getattr(run, key):
-            raise UserError(
-                f"{key} is for questions of one turn; leave it away with environment.name={section.name}."
-            )
+    _refuse(run)
     game, rules = game_of(run), rules_of(run)
     how: dict[str, Any] = {"game": game, "rules": rules, "options": section.options}
     validation = Beginnings(split="validation", seed=seed, **how)
@@ -78,12 +74,48 @@ def open_episode_tasks(run: Run, seed: int) -> tuple[Task, Task, Task]:
     return teacher, validation, held_out
 
 
+def _refuse(run: Run) -> None:
+    """What does not belong beside an environment, and what would do nothing there. Raises UserError."""
+    section = run.environment
+    for key in (
+        "data",
+        "validation_data",
+        "mixture",
+        "task_options",
+        "rewards",
+        "reward_options",
+        "graph",
+        "images",
+    ):
+        if getattr(run, key):
+            raise UserError(
+                f"{key} is for questions of one turn; leave it away with environment.name={section.name}."
+            )
+    if run.difficulty.control:
+        raise UserError(
+            f"difficulty.control is for tasks with levels, which {section.name} has not; leave it away."
+        )
+    if section.thought_sft and not (section.form == "tags" and section.thought):
+        raise UserError(
+            "environment.thought_sft teaches thoughts in <think> tags; it needs environment.form=tags and thought=true."
+        )
+    if section.invalid == "penalty" and not section.penalty:
+        raise UserError(
+            "environment.invalid=penalty takes nothing off the reward; give environment.penalty, too."
+        )
+    if not section.earlier_thoughts and section.context == "single":
+        raise UserError(
+            "environment.earlier_thoughts=false is of no use: with context=single a prompt holds no earlier replies; "
+            "take context=window or history."
+        )
+
+
 def episode_instruction(run: Run) -> str | None:
     """What stands behind every turn's text: the recipe's own instruction, or how a reply is written, unless the model
-    was taught that."""
-    if run.instruction is not None:
+    was taught that (`instruction=plain`: in any case)."""
+    if run.instruction not in (None, "plain"):
         return run.instruction
-    if answers_untold(run.model):
+    if run.instruction is None and answers_untold(run.model):
         return None
     return INSTRUCTIONS[run.environment.form, run.environment.thought]
 

@@ -41,6 +41,8 @@ from fovea.types import Observer, Sampling, Task, UserError
 
 MEASURES = ("accuracy", "looking", "swapped", "follow", "blank")
 """Figures of an evaluation that best and patience may go by."""
+OF_EPISODES = ("accuracy", "return")
+"""The same in a game: on the way nothing is played under other pictures."""
 
 Functions = Mapping[str, Callable[..., Any]]
 
@@ -197,10 +199,11 @@ def _open_scorer(
 def _refuse_idle(run: Run, beta: float) -> None:
     """Settings that would do nothing, or that fail only later. Raises UserError."""
     section = run.evaluation
-    if section.metric not in MEASURES:
+    measures = OF_EPISODES if has_environment(run) else MEASURES
+    if section.metric not in measures:
         raise UserError(
             f"evaluation.metric={section.metric!r} is not a figure of an evaluation"
-            f"{nearest(section.metric, list(MEASURES))}; known: {', '.join(MEASURES)}."
+            f"{nearest(section.metric, list(measures))}; known: {', '.join(measures)}."
         )
     if section.patience and not section.every:
         raise UserError("evaluation.patience counts evaluations on the way; give evaluation.every=N, too.")

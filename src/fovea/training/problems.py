@@ -12,6 +12,8 @@ import torch
 
 from fovea.config import Run
 from fovea.engines.shared_prefill import SharedPrefillEngine
+from fovea.environments.beginnings import Beginnings
+from fovea.environments.demonstrations import Demonstrations
 from fovea.models import Policy, answers_untold, load_policy
 from fovea.tasks import open_data
 from fovea.tasks.curriculum import Curriculum
@@ -81,7 +83,7 @@ def open_downstream(run: Run) -> dict[str, Task]:
     """Name → held-out problems of each task of `evaluation.also`. Raises UserError for one that the run trains on."""
     trained = set(run.mixture) or {run.task}
     for name in run.evaluation.also:
-        if run.data is None and name in trained:
+        if run.data is None and not has_environment(run) and name in trained:
             raise UserError(f"evaluation.also={name} is what the run trains on; name tasks that it does not.")
     return {name: open_also(run, name, run.evaluation.split, EVALUATION_SEED) for name in run.evaluation.also}
 
@@ -163,8 +165,9 @@ def instruction_of(run: Run, asked: Task | AnswerKind) -> str | None:
 
     `asked`: the task, or its kind. None for a task of several kinds whose questions say it themselves.
     """
-    if has_environment(run):
-        return episode_instruction(run)
+    if isinstance(asked, Beginnings | Demonstrations):  # not other tasks that are measured beside a game
+        told = episode_instruction(run)
+        return None if told is None else NAMED.get(told, told) or None
     if getattr(asked, "instructions", None) is not None:
         return None
     kind: AnswerKind = asked if isinstance(asked, str) else asked.kind
@@ -203,6 +206,11 @@ def open_to_measure(run: Run) -> Task:
 
 
 def _to_measure(run: Run, split: str, seed: int) -> Task:
+    if has_environment(run):
+        raise UserError(
+            f"environment.name={run.environment.name}: this is for questions of one turn; episodes are measured by "
+            "fovea evaluate and shown by fovea play."
+        )
     if run.data is None:
         return open_named(run, split, seed)
     return _open(run, run.data, shuffle=False, strict=False)

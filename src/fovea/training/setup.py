@@ -346,10 +346,13 @@ class Session:
         return [record for record in self.evaluations if record["phase"] == "during"]
 
     def _measure(self, during: bool) -> dict[str, Any]:
+        played = has_environment(self.run)
+        record = self._measure_episodes(during) if played else self._measure_questions(during)
+        return record if during or not self.downstream else record | {"also": self._also()}
+
+    def _measure_questions(self, during: bool) -> dict[str, Any]:
         section, task = self.run.evaluation, self.validation if during else self.held_out
-        if has_environment(self.run):
-            return self._measure_episodes(during)
-        record = evaluate(
+        return evaluate(
             self.policy,
             self.engine,
             task,
@@ -364,7 +367,6 @@ class Session:
             show=0 if during else 12,
             keep=self.log.pictures,
         )
-        return record if during or not self.downstream else record | {"also": self._also()}
 
     def _measure_episodes(self, during: bool) -> dict[str, Any]:
         section, task = self.run.evaluation, self.validation if during else self.held_out
