@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fovea.config import Run, load_run
 from fovea.engines.shared_prefill import SharedPrefillEngine
 from fovea.environments.catalogue import find_game
 from fovea.environments.demonstrations import Demonstrations
+from fovea.environments.game import Observation
 from fovea.environments.replies import INSTRUCTIONS, between, read_reply
 from fovea.environments.spoken import Spoken
+from fovea.episode_evaluation import SwappedPictures
 from fovea.models import load_policy
 from fovea.models.critic import Critic
 from fovea.rollouts.episodes import Layout, Stage
@@ -144,3 +148,22 @@ def test_the_metric_may_be_the_return(tmp_path: Path) -> None:
     train(run_of(tmp_path, *changes))
     best = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())
     assert best["metric"] == "return"
+
+
+def test_even_the_last_episode_under_way_is_shown_another_picture() -> None:
+    """Else the swapped pass would end with its own pictures, and `looking` would be too small."""
+    swap = SwappedPictures()
+    shades = [Image.new("RGB", (8, 8), (level, 0, 0)) for level in (10, 20, 30)]
+
+    def places(*numbers: int) -> list[Any]:
+        return [
+            SimpleNamespace(number=n, observation=Observation(images=(shades[n],), text=str(n)))
+            for n in numbers
+        ]
+
+    first = swap(places(0, 1))
+    assert [one.images[0].getpixel((0, 0))[0] for one in first] == [20, 10]
+    assert [one.text for one in first] == ["0", "1"]
+    (alone,) = swap(places(1))
+    assert alone.images[0].getpixel((0, 0))[0] == 10
+    assert SwappedPictures()(places(2))[0].images[0].getpixel((0, 0))[0] == 30  # nobody else was ever there

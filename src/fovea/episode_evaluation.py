@@ -50,8 +50,8 @@ def evaluate_episodes(
 ) -> dict[str, Any]:
     """Measure the first `n` episodes of a stage's split. JSON-ready, intervals are 95 %.
 
-    `open_stage(sampling)` → a stage with nothing under way. `samples` > 0: the episodes are also played once at
-    `temperature`. `show`: so many episodes are recorded (`keep`: a trajectory → records of its turns);
+    `open_stage(sampling)` → a stage with nothing under way. `samples` > 0: the episodes are also played so
+    often at `temperature`. `show`: so many episodes are recorded (`keep`: a trajectory → records of its turns);
     `outcomes`: a list that takes what came of each (matched by id, two models can be compared in pairs).
     """
     greedy = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
@@ -70,11 +70,17 @@ def evaluate_episodes(
         "rewards": {},
     }
     if samples:
-        drawn = _play(open_stage(Sampling(temperature=temperature, max_new_tokens=max_new_tokens)), n, seed)
+        drawn = _play(
+            open_stage(Sampling(temperature=temperature, max_new_tokens=max_new_tokens)),
+            n,
+            seed,
+            times=samples,
+        )
         record["sampled"] = {
             "temperature": temperature,
-            "accuracy": proportion([bool(one.success) for one in drawn]),
-            "return": mean([one.total for one in drawn], seed),
+            "samples": samples,
+            "accuracy": average(_by_episode([float(bool(one.success)) for one in drawn], samples), seed),
+            "return": mean(_by_episode([one.total for one in drawn], samples), seed),
         }
     if look:
         record |= _looking(open_stage, greedy, own, n, seed)
@@ -103,10 +109,16 @@ def _outcome(episode: Trajectory) -> Outcome:
     )
 
 
-def _play(stage: Stage, n: int, seed: int, show: Show | None = None) -> list[Trajectory]:
+def _by_episode(values: Sequence[float], times: int) -> np.ndarray:
+    """float64 [n]: means over the times that each episode was played; those are the independent units."""
+    return np.asarray(values, np.float64).reshape(-1, times).mean(axis=1)
+
+
+def _play(stage: Stage, n: int, seed: int, show: Show | None = None, *, times: int = 1) -> list[Trajectory]:
+    """The first `n` episodes, each `times` times from the same beginning."""
     stage.show, stage.learning = show, False
     try:
-        return stage.whole(range(n), 1, seed=(seed, 0), at_once=AT_ONCE)
+        return stage.whole(range(n), times, seed=(seed, 0), at_once=AT_ONCE)
     finally:
         stage.close()
 
@@ -123,7 +135,7 @@ def _looking(
     if not any(turn.prompt.problem.images for turn in own[0].turns):
         return {**empty, "swap": None, "thought_follows": nothing}
     right = [bool(one.success) for one in own]
-    swapped = _play(open_stage(greedy), n, seed, swapped_pictures)
+    swapped = _play(open_stage(greedy), n, seed, SwappedPictures())
     blank = _play(open_stage(greedy), n, seed, blank_pictures)
     other = [bool(one.success) for one in swapped]
     changed = [
@@ -147,25 +159,32 @@ def _other_picture(a: Trajectory, b: Trajectory) -> bool:
     return any(not np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
 
 
-def swapped_pictures(places: Sequence[Place]) -> list[Observation]:
-    """To each episode the pictures of the next one whose pictures have the same sizes and show something else; its own
-    where there is none."""
-    seen = [place.observation for place in places]
-    found = []
-    for i, observation in enumerate(seen):
-        others = (seen[(i + k) % len(seen)] for k in range(1, len(seen)))
-        sizes = [image.size for image in observation.images]
-        donor = next(
-            (
-                other
-                for other in others
-                if [image.size for image in other.images] == sizes
-                and any(a.tobytes() != b.tobytes() for a, b in zip(other.images, observation.images))
-            ),
-            observation,
-        )
-        found.append(Observation(images=donor.images, text=observation.text))
-    return found
+class SwappedPictures:
+    """To each episode the pictures of the next one under way whose pictures have the same sizes and show something else;
+    where there is none (the last one under way) those that another one showed before; its own where nothing was."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[int, Observation]] = []
+
+    def __call__(self, places: Sequence[Place]) -> list[Observation]:
+        now = [(place.number, place.observation) for place in places]
+        found = []
+        for i, (number, own) in enumerate(now):
+            others = [now[(i + k) % len(now)] for k in range(1, len(now))] + self._before
+            sizes = [image.size for image in own.images]
+            donor = next(
+                (
+                    other
+                    for of, other in others
+                    if of != number
+                    and [image.size for image in other.images] == sizes
+                    and any(a.tobytes() != b.tobytes() for a, b in zip(other.images, own.images))
+                ),
+                own,
+            )
+            found.append(Observation(images=donor.images, text=own.text))
+        self._before = [*now, *self._before][:AT_ONCE]
+        return found
 
 
 def blank_pictures(places: Sequence[Place]) -> list[Observation]:
