@@ -161,7 +161,8 @@ def _other_picture(a: Trajectory, b: Trajectory) -> bool:
 
 class SwappedPictures:
     """To each episode the pictures of the next one under way whose pictures have the same sizes and show something
-    else; where there is none (the last one under way) those that another one showed before; its own where nothing was."""
+    else; where there is none (the last one under way) those that another one showed before; its own where there was
+    nothing."""
 
     def __init__(self) -> None:
         self._before: list[tuple[int, Observation]] = []
