@@ -8,7 +8,6 @@ print(check_environment(game).text())           what a game promises, tried out
 from fovea.environments.catalogue import GAMES, find_game
 from fovea.environments.check import EnvironmentReport, check_environment
 from fovea.environments.game import Game, Observation
-from fovea.environments.isolated import isolated
 from fovea.environments.replay import Recorded, digest, restore
 from fovea.environments.spoken import Rules, Spoken
 
@@ -23,6 +22,5 @@ __all__ = [
     "check_environment",
     "digest",
     "find_game",
-    "isolated",
     "restore",
 ]
