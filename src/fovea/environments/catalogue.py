@@ -44,7 +44,6 @@ GAMES: dict[str, str] = {
 """Name → "module:attribute"."""
 
 _EXTRAS = {
-    "gymnasium": "envs",
     "minigrid": "envs",
     "pygame": "envs",
     "alfworld": "alfworld",
