@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from fovea.models.adapter import Prompt
     from fovea.models.policy import Policy
 
 NAME = "critic"
@@ -54,17 +55,17 @@ class Critic(torch.nn.Module):
         return last(x)[:, 0]
 
 
-def values(policy: Policy, prompts: Sequence[object], tokens_at_once: int = 65536) -> Tensor:
+def values(policy: Policy, prompts: Sequence[Prompt], tokens_at_once: int = 65536) -> Tensor:
     """float32 [prompts], without gradient: what the critic expects after each prompt. Needs `policy.critic`."""
     from fovea.models.packing import together
     from fovea.models.shared_prefix import prefill
 
     assert policy.critic is not None, "the policy has no critic"
-    lengths = [len(prompt.token_ids) for prompt in prompts]  # type: ignore[attr-defined]
+    lengths = [len(prompt.token_ids) for prompt in prompts]
     found = []
     with torch.no_grad():
         for a, b in together(lengths, tokens_at_once, policy.family.recurrent, len(prompts)):
-            prefix = prefill(policy, prompts[a:b])  # type: ignore[arg-type]
+            prefix = prefill(policy, prompts[a:b])
             index = torch.tensor(prefix.index, device=prefix.last_hidden.device)
             found.append(policy.critic(prefix.last_hidden)[index].float())
     return torch.cat(found) if found else torch.zeros(0)
